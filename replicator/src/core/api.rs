@@ -6,7 +6,7 @@
 use super::message::Message;
 use vocabulary::{
     ByteRange, ClusterId, DiskId, Generation, Incarnation, NodeId, NodeSet, Record, Refusal,
-    ResourceId, Time, VolumeId,
+    ResourceId, VolumeId,
 };
 
 /// Bytes that the core passes on and never looks into: a shared slice of a pool buffer in

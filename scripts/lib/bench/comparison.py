@@ -12,7 +12,7 @@ from pathlib import Path
 
 import resync
 from load import LOADS, Load, fill, measure
-from servers import ROWS, Medium, Row, check_lockstep
+from servers import BUILT, KEYS, Medium, Row, all_rows, build_lockstep
 from system import BenchError, TemporaryDirectory, file_system, machine
 from table import Results, render
 
@@ -20,8 +20,8 @@ RAM_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--rows", type=_keys([row.key for row in ROWS]),
-                        help="only these, by comma: " + ",".join(row.key for row in ROWS))
+    parser.add_argument("--rows", type=_keys(KEYS),
+                        help="only these, by comma: " + ",".join(KEYS))
     parser.add_argument("--loads", type=_keys([load.key for load in LOADS]),
                         help="only these, by comma: " + ",".join(load.key for load in LOADS))
     parser.add_argument("--media", type=_keys(["ram", "disk"]), help="only ram or only disk")
@@ -35,6 +35,10 @@ def add_arguments(parser) -> None:
                         help="one round of 2 s on RAM-backed files, unless said otherwise")
     parser.add_argument("--ram-dir", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--disk-dir", type=Path, default=Path("/var/tmp"))
+    parser.add_argument("--lockstep", type=Path, metavar="BINARY",
+                        help="measure this instead of building the tree")
+    parser.add_argument("--against", type=Path, metavar="BINARY",
+                        help="another build of Lockstep, measured beside it in the same rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all samples there")
 
 
@@ -84,12 +88,17 @@ def run(options: Namespace) -> int:
     if options.quick:
         options.rounds, options.seconds = 1, min(options.seconds, 2)
         options.media = options.media or ["ram"]
-    rows = [row for row in ROWS if not options.rows or row.key in options.rows]
+    binary = (options.lockstep or BUILT).absolute()
+    against = options.against.absolute() if options.against else None
+    rows = [
+        row for row in all_rows(binary, against)
+        if not options.rows or row.key.replace("against", "lockstep") in options.rows
+    ]
     loads = [load for load in LOADS if not options.loads or load.key in options.loads]
     media = _media(options)
     with_lockstep = any(row.key.startswith("lockstep") for row in rows)
-    if with_lockstep:
-        check_lockstep()
+    if with_lockstep and not options.lockstep:
+        build_lockstep()
 
     results = Results()
     for number in range(options.rounds):
@@ -105,7 +114,7 @@ def run(options: Namespace) -> int:
             if with_lockstep:
                 try:
                     with TemporaryDirectory(medium.parent) as directory:
-                        rate = resync.measure(directory, medium, options.size_mib << 20)
+                        rate = resync.measure(binary, directory, medium, options.size_mib << 20)
                     results.resyncs.setdefault(medium.key, []).append(rate)
                 except BenchError as error:
                     results.failed(medium.key, "resync", str(error))

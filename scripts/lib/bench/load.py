@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import dataclass
 
 from servers import Target
@@ -105,10 +106,11 @@ def measure(target: Target, load: Load, size_bytes: int, seconds: float) -> Samp
         # fio's nbd engine knows fsync only; the NBD servers turn its flush into fdatasync.
         arguments.append("--fdatasync=1" if target.is_file else "--fsync=1")
     server_before = cpu_seconds(target.server_pids)
-    fio_before = children_cpu_s()
+    fio_before, begin = children_cpu_s(), time.monotonic()
     busy_before = machine_busy_seconds()
     job = fio(target, size_bytes, arguments, seconds + FIO_GRACE_S)
     busy_after = machine_busy_seconds()
+    wall_s = time.monotonic() - begin
     server_cpu_s = cpu_seconds(target.server_pids) - server_before
 
     side = job["read" if load.pattern == "randread" else "write"]
@@ -120,7 +122,6 @@ def measure(target: Target, load: Load, size_bytes: int, seconds: float) -> Samp
         # One request is a write and its flush: the sum of the two, for p99 an upper bound.
         mean_us += job["sync"]["lat_ns"]["mean"] / 1e3
         p99_us += job["sync"]["lat_ns"]["percentile"]["99.000000"] / 1e3
-    elapsed_s = side["runtime"] / 1e3
     fio_cpu_s = children_cpu_s() - fio_before
     others_s = max(0.0, busy_after - busy_before - server_cpu_s - fio_cpu_s)
     return Sample(
@@ -131,7 +132,7 @@ def measure(target: Target, load: Load, size_bytes: int, seconds: float) -> Samp
         server_cpu_s_per_100k=(
             server_cpu_s / side["total_ios"] * 1e5 if target.server_pids else None
         ),
-        other_cpus_busy=others_s / max(elapsed_s, 0.1),
+        other_cpus_busy=others_s / wall_s,
     )
 
 

@@ -23,7 +23,7 @@ from system import BenchError, Server, free_ports, wait_for
 
 EXPORT = "bench"
 QEMU_AIO = "io_uring"  # faster than "threads" on RAM-backed files too, 1.5 to 3 times
-LOCKSTEP = Path("target/release/lockstep").absolute()
+BUILT = Path("target/release/lockstep").absolute()
 DEMO_START_S = 60
 MIRROR_READY_S = 120
 
@@ -228,7 +228,7 @@ def qemu_mirror(stack, directory: Path, medium: Medium, size_bytes: int) -> Targ
     return Target(directory, _unix_uri(path), server_pids=[first.pid, second.pid])
 
 
-def lockstep(nodes: int) -> Setup:
+def lockstep(nodes: int, binary: Path) -> Setup:
     """A demo cluster whose --exec command hands out the URI and then waits to be released."""
 
     def setup(stack, directory: Path, _medium: Medium, size_bytes: int) -> Target:
@@ -243,7 +243,7 @@ def lockstep(nodes: int) -> Setup:
         port = free_ports(nodes)
         server = _start(
             stack,
-            [str(LOCKSTEP), "demo", "--nodes", str(nodes), "--size", str(size_bytes), "--dir",
+            [str(binary), "demo", "--nodes", str(nodes), "--size", str(size_bytes), "--dir",
              str(demo_dir), "--port", str(port), "--exec", hold],
             directory / f"lockstep-{nodes}.log",
         )
@@ -280,20 +280,33 @@ def _stop_nodes(demo_dir: Path, nodes: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def check_lockstep() -> None:
+def build_lockstep() -> None:
     """Builds the release binary, so that what is measured is what is in the tree."""
     built = subprocess.run(["cargo", "build", "--release", "--locked"], check=False)
     if built.returncode != 0:
         raise BenchError("cargo build --release failed")
 
 
-ROWS = [
+OTHERS = [
     Row("raw", "raw file, fio io_uring", raw_file),
     Row("nbdkit", "nbdkit file (1 copy)", nbdkit),
     Row("qemu-nbd", "qemu-nbd (1 copy)", qemu_nbd),
     Row("quorum", "qemu quorum (2 copies)", qemu_quorum),
     Row("mirror", "qemu mirror (2 copies)", qemu_mirror),
-    Row("lockstep1", "Lockstep, 1 replica", lockstep(1)),
-    Row("lockstep2", "Lockstep, 2 replicas", lockstep(2)),
-    Row("lockstep3", "Lockstep, 3 replicas", lockstep(3)),
 ]
+REPLICAS = (1, 2, 3)
+KEYS = [row.key for row in OTHERS] + [f"lockstep{n}" for n in REPLICAS]
+
+
+def all_rows(binary: Path, against: Path | None) -> list[Row]:
+    """Every row; with another build of Lockstep to compare to, each of its rows twice."""
+
+    def build(n: int, path: Path, key: str, title: str) -> Row:
+        return Row(f"{key}{n}", f"{title}, {n} replica{'s' if n > 1 else ''}", lockstep(n, path))
+
+    rows = list(OTHERS)
+    for n in REPLICAS:
+        rows.append(build(n, binary, "lockstep", "Lockstep"))
+        if against:
+            rows.append(build(n, against, "against", "other build"))
+    return rows

@@ -3,9 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use nbd_frontend::{
-    BlockDevice, Command, Completion, ExportInfo, NbdError, Outcome, Request, Tag,
-};
+use nbd_frontend::{BlockDevice, Command, Completion, ExportInfo, NbdError, Outcome, Request, Tag};
 
 /// What the connections of one device share.
 #[derive(Debug)]
@@ -36,7 +34,12 @@ pub struct MemoryDevice {
 
 impl MemoryDevice {
     pub fn new(info: ExportInfo, disk: Arc<Disk>) -> Self {
-        Self { broken: info.name == "broken", info, disk, done: Vec::new() }
+        Self {
+            broken: info.name == "broken",
+            info,
+            disk,
+            done: Vec::new(),
+        }
     }
 
     fn apply(&self, request: &Request, buffer: Option<&mut Vec<u8>>) -> Outcome {
@@ -72,7 +75,12 @@ impl BlockDevice for MemoryDevice {
 
     fn submit(&mut self, tag: Tag, request: Request, mut buffer: Option<Vec<u8>>) {
         let outcome = self.apply(&request, buffer.as_mut());
-        self.done.push(Completion { tag, request, outcome, buffer });
+        self.done.push(Completion {
+            tag,
+            request,
+            outcome,
+            buffer,
+        });
     }
 
     fn next_completion(&mut self) -> Option<Completion<Vec<u8>>> {

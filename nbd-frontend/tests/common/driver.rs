@@ -64,7 +64,10 @@ pub fn serve<S: Read + Write>(
                 stream.read_exact(&mut buffer[here..])?;
             }
             next_tag += 1;
-            device.as_mut().unwrap().submit(Tag(next_tag), request, buffer);
+            device
+                .as_mut()
+                .unwrap()
+                .submit(Tag(next_tag), request, buffer);
         }
         drain(&mut stream, &mut connection, device.as_mut(), &mut out)?;
     }
@@ -78,7 +81,12 @@ fn drain<S: Write>(
     out: &mut Vec<u8>,
 ) -> io::Result<()> {
     while let Some(done) = device.as_mut().and_then(|device| device.next_completion()) {
-        let Completion { request, outcome, buffer, .. } = done;
+        let Completion {
+            request,
+            outcome,
+            buffer,
+            ..
+        } = done;
         let data_bytes = usize::try_from(connection.reply(&request, outcome, out)).unwrap();
         if data_bytes > 0 {
             match (outcome, buffer) {

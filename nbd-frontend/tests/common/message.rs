@@ -53,7 +53,13 @@ pub const ESHUTDOWN: u32 = 108;
 /// An option with its data.
 pub fn option(option: u32, data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).unwrap();
-    [b"IHAVEOPT", &option.to_be_bytes()[..], &length.to_be_bytes(), data].concat()
+    [
+        b"IHAVEOPT",
+        &option.to_be_bytes()[..],
+        &length.to_be_bytes(),
+        data,
+    ]
+    .concat()
 }
 
 /// Data of INFO and GO.
@@ -95,7 +101,12 @@ pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) 
 
 /// A simple reply without data.
 pub fn simple(error: u32, cookie: u64) -> Vec<u8> {
-    [&[0x67, 0x44, 0x66, 0x98], &error.to_be_bytes()[..], &cookie.to_be_bytes()].concat()
+    [
+        &[0x67, 0x44, 0x66, 0x98],
+        &error.to_be_bytes()[..],
+        &cookie.to_be_bytes(),
+    ]
+    .concat()
 }
 
 /// The one and last chunk of a structured reply.
@@ -114,7 +125,11 @@ pub fn chunk(kind: u16, cookie: u64, data: &[u8]) -> Vec<u8> {
 /// A structured error with a message.
 pub fn error_chunk(cookie: u64, error: u32, message: &str) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap();
-    let data =
-        [&error.to_be_bytes()[..], &length.to_be_bytes(), message.as_bytes()].concat();
+    let data = [
+        &error.to_be_bytes()[..],
+        &length.to_be_bytes(),
+        message.as_bytes(),
+    ]
+    .concat();
     chunk(0x8001, cookie, &data)
 }

@@ -1,6 +1,10 @@
 //! What the tests share: a client's messages, exports for the handshake, a device in memory, and a
 //! blocking driver that serves a connection over any stream.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part"
+)]
 
 pub mod device;
 pub mod driver;
@@ -19,7 +23,10 @@ pub struct Catalog;
 impl Exports for Catalog {
     fn list(&self) -> Vec<ExportListing> {
         ["r0", "r0/1", "backup"]
-            .map(|name| ExportListing { name: name.to_owned(), description: describe(name) })
+            .map(|name| ExportListing {
+                name: name.to_owned(),
+                description: describe(name),
+            })
             .to_vec()
     }
 
@@ -35,7 +42,10 @@ impl Exports for Catalog {
                 rotational: true,
                 ..ExportInfo::new("r0/1", R0_BYTES)
             },
-            "backup" => ExportInfo { read_only: true, ..ExportInfo::new("backup", R0_BYTES) },
+            "backup" => ExportInfo {
+                read_only: true,
+                ..ExportInfo::new("backup", R0_BYTES)
+            },
             "elsewhere" => {
                 return Err(ExportError::Refused {
                     export: name.to_owned(),
@@ -46,7 +56,11 @@ impl Exports for Catalog {
             _ => {
                 return Err(ExportError::Unknown {
                     asked: name.to_owned(),
-                    valid: self.list().into_iter().map(|listing| listing.name).collect(),
+                    valid: self
+                        .list()
+                        .into_iter()
+                        .map(|listing| listing.name)
+                        .collect(),
                 });
             }
         };
@@ -56,5 +70,9 @@ impl Exports for Catalog {
 }
 
 fn describe(name: &str) -> String {
-    if name == "r0" { "a mirrored disk".to_owned() } else { String::new() }
+    if name == "r0" {
+        "a mirrored disk".to_owned()
+    } else {
+        String::new()
+    }
 }

@@ -53,7 +53,11 @@ impl Session {
             session.feed(&option(STRUCTURED_REPLY, b""));
         }
         session.feed(&option(EXPORT_NAME, export.as_bytes()));
-        assert_eq!(session.steps.last(), Some(&Step::Opened), "the handshake failed");
+        assert_eq!(
+            session.steps.last(),
+            Some(&Step::Opened),
+            "the handshake failed"
+        );
         session.steps.clear();
         session.out.clear();
         session
@@ -77,7 +81,10 @@ impl Session {
             let before = self.out.len();
             let (taken, step) = self.connection.receive(rest, exports, &mut self.out);
             assert!(taken <= rest.len(), "took more than was given");
-            assert!(self.out.len() - before <= 32 << 10, "one step wrote too much");
+            assert!(
+                self.out.len() - before <= 32 << 10,
+                "one step wrote too much"
+            );
             rest = &rest[taken..];
             match step {
                 Step::NeedMore => {
@@ -86,7 +93,10 @@ impl Session {
                 }
                 Step::AtLimit => {
                     assert_eq!(taken, 0, "AtLimit took input");
-                    assert!(!self.serving, "at a limit although all is answered and sent");
+                    assert!(
+                        !self.serving,
+                        "at a limit although all is answered and sent"
+                    );
                     return;
                 }
                 Step::Close(_) => {
@@ -119,8 +129,9 @@ impl Session {
 
     fn serve(&mut self, request: &Request) {
         if self.serving {
-            let _data_bytes =
-                self.connection.reply(request, outcome_of(request), &mut self.out);
+            let _data_bytes = self
+                .connection
+                .reply(request, outcome_of(request), &mut self.out);
             assert_eq!(self.connection.in_flight(), 0);
         }
     }

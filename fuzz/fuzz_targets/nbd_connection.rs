@@ -24,7 +24,9 @@ fn session() -> Session {
 
 fuzz_target!(|input: &[u8]| {
     // The first byte says how the second connection's stream is cut.
-    let Some((piece, stream)) = input.split_first() else { return };
+    let Some((piece, stream)) = input.split_first() else {
+        return;
+    };
     let mut whole = session();
     whole.feed(stream);
     let mut split = session();

@@ -11,7 +11,9 @@ use libfuzzer_sys::fuzz_target;
 use nbd_frontend::{Limits, Step};
 
 fuzz_target!(|input: &[u8]| {
-    let Some((number, data)) = input.split_first() else { return };
+    let Some((number, data)) = input.split_first() else {
+        return;
+    };
     let number = u32::from(number % 16);
     let mut session = Session::new(Limits::default());
     session.feed(&message::CLIENT_FLAGS);

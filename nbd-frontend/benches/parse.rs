@@ -71,7 +71,7 @@ fn serve(connection: &mut Connection, input: &[u8], out: &mut Vec<u8>) -> usize 
                 rest = &rest[4096..];
                 data += connection.reply(&request, Outcome::Done, out);
             }
-            Step::NeedMore => return out.len() + black_box(data as usize),
+            Step::NeedMore => return out.len() + usize::try_from(black_box(data)).unwrap(),
             step => panic!("unexpected {step:?}"),
         }
     }

@@ -90,7 +90,11 @@ impl NodeId {
     /// The node with this number; `None` from [`Self::LIMIT`] on.
     #[must_use]
     pub const fn new(id: u8) -> Option<Self> {
-        if id < Self::LIMIT { Some(Self(id)) } else { None }
+        if id < Self::LIMIT {
+            Some(Self(id))
+        } else {
+            None
+        }
     }
 
     /// The node's number.
@@ -198,7 +202,9 @@ impl NodeSet {
 
     /// The nodes in ascending order.
     pub fn iter(self) -> impl Iterator<Item = NodeId> {
-        (0..NodeId::LIMIT).map(NodeId).filter(move |node| self.contains(*node))
+        (0..NodeId::LIMIT)
+            .map(NodeId)
+            .filter(move |node| self.contains(*node))
     }
 }
 

@@ -31,7 +31,10 @@ impl ByteRange {
     /// The range from `start` to `end` (not included); empty where they are out of order.
     #[must_use]
     pub const fn between(start: u64, end: u64) -> Self {
-        Self { offset: start, len: end.saturating_sub(start) }
+        Self {
+            offset: start,
+            len: end.saturating_sub(start),
+        }
     }
 
     /// The first byte after the range.
@@ -61,9 +64,21 @@ impl ByteRange {
     /// The bytes that both have, if any.
     #[must_use]
     pub const fn intersection(self, other: Self) -> Option<Self> {
-        let start = if self.offset > other.offset { self.offset } else { other.offset };
-        let end = if self.end() < other.end() { self.end() } else { other.end() };
-        if start < end { Some(Self::between(start, end)) } else { None }
+        let start = if self.offset > other.offset {
+            self.offset
+        } else {
+            other.offset
+        };
+        let end = if self.end() < other.end() {
+            self.end()
+        } else {
+            other.end()
+        };
+        if start < end {
+            Some(Self::between(start, end))
+        } else {
+            None
+        }
     }
 
     /// Rounded outwards to whole units (a power of two): what to mark.
@@ -118,7 +133,10 @@ mod tests {
         let a = ByteRange::between(0, 10);
         assert!(!a.overlaps(ByteRange::between(10, 20)));
         assert!(a.overlaps(ByteRange::between(9, 20)));
-        assert_eq!(a.intersection(ByteRange::between(9, 20)), Some(ByteRange::between(9, 10)));
+        assert_eq!(
+            a.intersection(ByteRange::between(9, 20)),
+            Some(ByteRange::between(9, 10))
+        );
         assert_eq!(a.intersection(ByteRange::between(10, 20)), None);
     }
 }

@@ -2,7 +2,7 @@
 //! and of its metadata. The production implementation is in [`crate::production`]; tests of the
 //! simulator itself put small machines of their own here.
 
-use crate::disk::MetaArea;
+use crate::node::Volume;
 use crate::payload::Stamps;
 use replicator::core::api::{Action, Event, Settings};
 use replicator::core::status::Status;
@@ -26,18 +26,8 @@ pub trait Core: Debug {
     fn generation(&self) -> Generation;
     /// Where the node may differ, as known here: its bits and the window (RULES 7).
     fn may_differ(&self, node: NodeId, volume: VolumeId) -> Vec<ByteRange>;
-    /// The window (RULES 6).
-    fn window(&self, volume: VolumeId) -> Vec<ByteRange>;
-    /// A copy.
-    fn boxed_clone(&self) -> Box<dyn Core>;
     /// Puts what decides its future into the hasher.
     fn fingerprint(&self, hasher: &mut dyn Hasher);
-}
-
-impl Clone for Box<dyn Core> {
-    fn clone(&self) -> Self {
-        self.boxed_clone()
-    }
 }
 
 /// A replica to be created.
@@ -89,19 +79,12 @@ pub trait Attached: Debug {
     fn member(&self) -> Member;
     /// The state machine.
     fn start(self: Box<Self>, now: Time) -> Box<dyn Core>;
-    /// A copy.
-    fn boxed_clone(&self) -> Box<dyn Attached>;
 }
 
-impl Clone for Box<dyn Attached> {
-    fn clone(&self) -> Self {
-        self.boxed_clone()
-    }
-}
-
-/// The metadata does not make a replica: its identity is lost.
+/// The metadata does not make a replica any more: both copies of a superblock are bad, or something
+/// in between is. In words, for the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdentityLost;
+pub struct IdentityLost(pub String);
 
 /// Makes replicas.
 pub trait Factory: Debug {
@@ -113,7 +96,8 @@ pub trait Factory: Debug {
     /// Where both copies of the superblock of a volume are bad or it is another replica's.
     fn attach(
         &self,
-        areas: &[&MetaArea],
+        areas: &[&Volume],
         expected: &Expected,
+        now: Time,
     ) -> Result<Box<dyn Attached>, IdentityLost>;
 }

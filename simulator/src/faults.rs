@@ -48,8 +48,6 @@ pub struct Faults {
     pub weights: Weights,
     /// A disk was made to fail at some time.
     pub disk_was_bad: bool,
-    /// Metadata was damaged at some time.
-    pub meta_was_bad: bool,
 }
 
 /// How often each kind of fault comes, relative to the others.
@@ -132,7 +130,6 @@ impl Faults {
             store_late: 0,
             weights: Weights::default(),
             disk_was_bad: false,
-            meta_was_bad: false,
         }
     }
 
@@ -160,7 +157,6 @@ impl Faults {
             store_late: [0, 10, 30][rng.index(3)],
             weights,
             disk_was_bad: false,
-            meta_was_bad: false,
         }
     }
 
@@ -412,6 +408,7 @@ impl World {
     /// One block of a stopped node's metadata rots, or can't be read: the other copy, or the safe
     /// reading, must do (RULES 11).
     fn rot_meta(&mut self, node: NodeId, rng: &mut Rng) {
+        self.node_mut(node).meta_damage += 1;
         let volumes = self.node(node).volumes.len();
         let volume = VolumeId(u16::try_from(rng.index(volumes)).unwrap_or(0));
         if let Some(store) = self.node_mut(node).volumes.get_mut(volume.index()) {

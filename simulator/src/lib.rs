@@ -11,6 +11,7 @@ pub mod net;
 pub mod node;
 pub mod operator;
 pub mod payload;
+pub mod production;
 pub mod rng;
 pub mod rules;
 pub mod run;

@@ -79,7 +79,7 @@ pub struct InFlight {
 }
 
 /// What the process is doing.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum State {
     /// The machine has no power.
     Off,
@@ -97,7 +97,7 @@ pub enum State {
 }
 
 /// A machine.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
@@ -136,6 +136,9 @@ pub struct Node {
     pub demoting: Option<Epoch>,
     /// The process has reported a failed disk.
     pub disk_failed: bool,
+    /// Blocks of metadata that were damaged, or may have been torn, since the last attach: one may
+    /// cost nothing (RULES 11).
+    pub meta_damage: u32,
     /// The process is stopped until then.
     pub paused_until: Time,
     /// The earliest timer that is scheduled.
@@ -173,6 +176,7 @@ impl Node {
             serving: None,
             demoting: None,
             disk_failed: false,
+            meta_damage: 0,
             paused_until: Time(0),
             armed: None,
             spins: (Time(0), 0),
@@ -361,6 +365,7 @@ impl Node {
         if let State::Attaching { left, .. } = &mut self.state
             && let Some((volume, offset, data)) = left.pop_front()
         {
+            self.meta_damage += 1;
             self.orphans.push(InFlight {
                 volume,
                 kind: OpKind::Meta(offset, data),
@@ -369,6 +374,9 @@ impl Node {
         let mut flights: Vec<InFlight> = std::mem::take(&mut self.ops).into_values().collect();
         rng.shuffle(&mut flights);
         for flight in flights {
+            if matches!(flight.kind, OpKind::Meta(..)) {
+                self.meta_damage += 1;
+            }
             if rng.percent(40) {
                 self.orphans.push(flight);
             } else {
@@ -418,6 +426,7 @@ impl Node {
         self.incarnation = Incarnation(0);
         self.lost = None;
         self.clean = true;
+        self.meta_damage = 0;
         self.promised = Epoch(0);
         self.health = Health::default();
     }

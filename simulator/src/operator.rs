@@ -2,6 +2,7 @@
 //! starts what has stopped, now and then does something silly, and at the end, when the faults have
 //! stopped, sees to it that the cluster comes to rest.
 
+use crate::engine::IdentityLost;
 use crate::rng::Rng;
 use crate::rules::{Rule, replicas_are_equal};
 use crate::store::Process;
@@ -300,10 +301,16 @@ impl World {
         }
     }
 
-    /// A node's metadata does not tell who it is: its disk is replaced.
-    pub(crate) fn identity_lost(&mut self, id: NodeId) {
-        if !self.faults.meta_was_bad {
-            let what = format!("node {id} does not find itself in metadata that nothing damaged");
+    /// A node's metadata does not tell who it is: its disk is replaced. A single damaged block must not
+    /// do that (RULES 11).
+    pub(crate) fn identity_lost(&mut self, id: NodeId, lost: &IdentityLost) {
+        self.say(|| format!("{id:?} can't attach: {}", lost.0));
+        if self.node(id).meta_damage < 2 {
+            let what = format!(
+                "node {id} can't attach ({}) with {} damaged metadata blocks",
+                lost.0,
+                self.node(id).meta_damage
+            );
             self.broken(Rule::Intact, what);
             return;
         }

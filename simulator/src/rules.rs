@@ -173,10 +173,10 @@ pub fn differences_are_known(record: &Record, nodes: &[Node]) -> Result<(), Viol
         }
         for (at, a) in members.iter().enumerate() {
             let Some(core) = &a.core else { continue };
-            let window = core.window(volume);
             for b in &members[at + 1..] {
                 let Some(other) = &b.core else { continue };
-                let theirs = other.window(volume);
+                let window = core.may_differ(b.id, volume);
+                let theirs = other.may_differ(a.id, volume);
                 if let Some(block) = differing(a, b, volume)
                     .into_iter()
                     .find(|block| !covers(&window, *block) && !covers(&theirs, *block))

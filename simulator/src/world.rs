@@ -4,11 +4,10 @@
 
 use crate::checker::Checker;
 use crate::client::{Clients, Load};
-use crate::disk::MetaArea;
 use crate::engine::{Expected, Factory, NewReplica};
 use crate::faults::{Faults, Repair};
 use crate::net::{Due, End, Net};
-use crate::node::{Node, OpKind, State};
+use crate::node::{Node, OpKind, State, Volume};
 use crate::operator::Operator;
 use crate::rng::Rng;
 use crate::rules::{Rule, Violation};
@@ -105,7 +104,7 @@ impl Ord for Entry {
 }
 
 /// A cluster.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct World {
     /// Virtual time.
     pub now: Time,
@@ -185,8 +184,8 @@ impl World {
                 boot: node.boot,
                 settings: config.settings,
             };
-            let areas: Vec<&MetaArea> = node.volumes.iter().map(|v| &v.meta).collect();
-            if let Ok(attached) = factory.attach(&areas, &expected) {
+            let volumes: Vec<&Volume> = node.volumes.iter().collect();
+            if let Ok(attached) = factory.attach(&volumes, &expected, Time(1_000_000)) {
                 in_sync.push(attached.member());
             }
         }
@@ -463,14 +462,17 @@ impl World {
             settings: self.config.settings,
         };
         let factory = Rc::clone(&self.factory);
+        let now = self.now;
         let node = self.node_mut(id);
         node.run = run;
         node.settle(&mut rng);
-        let areas: Vec<&MetaArea> = node.volumes.iter().map(|v| &v.meta).collect();
-        let Ok(attached) = factory.attach(&areas, &expected) else {
-            self.say(|| format!("{id:?} has lost its identity"));
-            self.identity_lost(id);
-            return;
+        let volumes: Vec<&Volume> = node.volumes.iter().collect();
+        let attached = match factory.attach(&volumes, &expected, now) {
+            Ok(attached) => attached,
+            Err(lost) => {
+                self.identity_lost(id, &lost);
+                return;
+            }
         };
         let member = attached.member();
         let node = self.node_mut(id);
@@ -504,7 +506,7 @@ impl World {
         if node.run != process.run {
             return;
         }
-        let State::Attaching { attached, left } = &mut node.state else {
+        let State::Attaching { left, .. } = &mut node.state else {
             return;
         };
         if let Some((volume, offset, data)) = left.pop_front() {
@@ -515,11 +517,15 @@ impl World {
             self.after_us(us, Occurrence::Attach(process));
             return;
         }
+        let State::Attaching { attached, .. } = std::mem::replace(&mut node.state, State::Running)
+        else {
+            return;
+        };
         let member = attached.member();
-        let core = attached.boxed_clone().start(now);
+        let core = attached.start(now);
         node.incarnation = member.incarnation;
+        node.meta_damage = 0;
         node.core = Some(core);
-        node.state = State::Running;
         node.clean = false;
         self.say(|| format!("{:?} runs", process.node));
         self.rearm(process.node);

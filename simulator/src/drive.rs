@@ -43,7 +43,12 @@ impl World {
     fn carry_out(&mut self, id: NodeId, actions: Vec<Action<Stamps>>) {
         let run = self.node(id).run;
         for action in actions {
-            self.say(|| format!("{id:?} > {action:?}"));
+            self.say(|| match &action {
+                Action::MetaWrite {
+                    op, offset, data, ..
+                } => format!("{id:?} > MetaWrite {op:?} {offset}+{}", data.len()),
+                _ => format!("{id:?} > {action:?}"),
+            });
             let chance = self.faults.interest(&action);
             self.act(id, action);
             if self.violation.is_some() {

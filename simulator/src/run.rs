@@ -96,7 +96,13 @@ pub fn run_seed(seed: u64, factory: Rc<dyn Factory>, trace: bool) -> Result<Outc
     world.trace = trace;
     let faulty_ms = world.rng.between(1000, 5000);
     world.run_ms(faulty_ms);
-    settle(&mut world)
+    let result = settle(&mut world);
+    if trace && result.is_err() {
+        for node in &world.nodes {
+            println!("{:?}: {:?} {:?}", node.id, node.process(), node.core);
+        }
+    }
+    result
 }
 
 /// Stops the faults and waits for rest.

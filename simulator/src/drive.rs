@@ -159,6 +159,7 @@ impl World {
                         self.node_mut(id).demoting = Some(epoch);
                     }
                 }
+                self.store.note(process, based_on, &change);
                 for _ in 0..self.faults.copies(&mut self.rng) {
                     let us = self.faults.proposal_us(&mut self.rng);
                     let what = Occurrence::Propose(process, based_on, Box::new(change.clone()));
@@ -239,10 +240,11 @@ impl World {
                     let what = format!("{process:?} serves in {epoch:?}, as {other:?} did");
                     self.broken(Rule::OnePrimary, what);
                 }
-                if self.store.promoter(epoch) != Some(process) {
+                if self.record().epoch == epoch && !self.store.entitled(process) {
                     let what = format!(
-                        "{process:?} serves in {epoch:?}, which {:?} asked for",
-                        self.store.promoter(epoch)
+                        "{process:?} serves in {epoch:?}, which {:?} asked for; the record is {:?}",
+                        self.store.promoter(epoch),
+                        self.record()
                     );
                     self.broken(Rule::OnePrimary, what);
                 }

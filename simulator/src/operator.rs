@@ -10,7 +10,7 @@ use crate::world::{Occurrence, World};
 use replicator::core::api::{Command, CommandError, CommandId, Event};
 use replicator::core::status::{DiskState, Role};
 use std::collections::BTreeMap;
-use vocabulary::{Epoch, Member, NodeId, NodeSet, Time, VolumeId};
+use vocabulary::{Epoch, Member, NodeId, NodeSet, Record, Time, VolumeId};
 
 /// A command without an answer.
 #[derive(Clone, Debug)]
@@ -217,6 +217,7 @@ impl World {
             .collect();
         self.operator.rng.shuffle(&mut eligible);
         let Some(candidate) = eligible.first().copied() else {
+            self.force_if_lost(&record);
             return;
         };
         let drop: NodeSet = record
@@ -227,6 +228,26 @@ impl World {
             .collect();
         self.operator.last_promote = self.now;
         self.command(candidate, Command::Promote { drop });
+    }
+
+    /// A member's disk is gone for good and nobody else is entitled: only the operator's word helps.
+    fn force_if_lost(&mut self, record: &Record) {
+        let gone = record
+            .in_sync
+            .iter()
+            .any(|m| self.node(m.node).disk != m.disk);
+        let all_run = self.nodes.iter().all(|n| n.is_running());
+        let waited = self.now.ms_since(self.operator.last_promote) > 10_000;
+        if !(self.operator.healing && gone && all_run && waited && self.serving().is_none()) {
+            return;
+        }
+        let candidate = record
+            .in_sync
+            .iter()
+            .find(|m| self.node(m.node).disk == m.disk)
+            .map_or(self.nodes[0].id, |m| m.node);
+        self.operator.last_promote = self.now;
+        self.command(candidate, Command::Force);
     }
 
     fn something_silly(&mut self) {

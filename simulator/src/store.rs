@@ -20,6 +20,9 @@ pub struct Store {
     declared: Vec<Member>,
     /// Every promotion: who proposed it.
     promotions: Vec<(Epoch, Process)>,
+    /// What every process has asked for, decided or not: a late proposal of a dead process may commit
+    /// what its successor asks for in the same words.
+    asked: Vec<(Process, Generation, Member)>,
     /// Does it answer?
     pub up: bool,
 }
@@ -32,6 +35,7 @@ impl Store {
             record,
             declared: Vec::new(),
             promotions: Vec::new(),
+            asked: Vec::new(),
             up: true,
         }
     }
@@ -73,6 +77,24 @@ impl Store {
         }
         self.record = next;
         Ok(())
+    }
+
+    /// A process sends a proposal.
+    pub fn note(&mut self, from: Process, based_on: Generation, change: &Change) {
+        if let Change::Promote { candidate, .. } | Change::Force { candidate, .. } = change {
+            self.asked.push((from, based_on, *candidate));
+        }
+    }
+
+    /// Has this process asked for just the promotion that opened the present epoch?
+    #[must_use]
+    pub fn entitled(&self, process: Process) -> bool {
+        self.asked.iter().any(|(asker, based_on, candidate)| {
+            *asker == process
+                && based_on.next().0 == self.record.epoch.0
+                && self.record.primary == Some(candidate.node)
+                && self.record.member(candidate.node) == Some(candidate)
+        })
     }
 
     /// The process that proposed the promotion of this epoch.

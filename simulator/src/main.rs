@@ -128,7 +128,9 @@ fn report(seed: u64, what: &str, mutation: Option<&str>) {
     } else {
         " --release"
     };
-    println!("  replay: cargo run{profile} -p simulator{features} -- --seed {seed} --trace{mutation}");
+    println!(
+        "  replay: cargo run{profile} -p simulator{features} -- --seed {seed} --trace{mutation}"
+    );
 }
 
 fn run_many(arguments: &Arguments) -> bool {

@@ -123,7 +123,7 @@ pub struct Node {
     pub disk: DiskId,
     /// Incarnation of the last attach.
     pub incarnation: Incarnation,
-    /// Caches were lost while the disk had this incarnation: what stands in the record with it, or
+    /// Caches were lost (power, or a failed flush) while the disk had this incarnation: what stands in the record with it, or
     /// an older one, is worth nothing.
     pub lost: Option<Incarnation>,
     /// The core closed the disk in order and nothing ran since.
@@ -290,7 +290,9 @@ impl Node {
             OpKind::Flush(mark) => Event::DiskDone {
                 op,
                 result: if health.flush_errors {
-                    store.data.flush_failed();
+                    store.data.flush_failed(rng);
+                    // What it had said it holds may be gone, as after a power loss.
+                    self.lost = Some(self.incarnation);
                     Err(failed)
                 } else {
                     store.data.flush_done(mark);

@@ -299,6 +299,10 @@ impl World {
         self.faults.stop();
         self.operator.healing = true;
         self.repair_all();
+        for volume in self.nodes.iter_mut().flat_map(|n| &mut n.volumes) {
+            // A block that nobody can read would stay out of sync for ever.
+            volume.data.unspoil();
+        }
         for (node, peer) in std::mem::take(&mut self.operator.disconnected) {
             self.command(node, Command::Connect { node: peer });
         }

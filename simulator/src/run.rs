@@ -122,7 +122,10 @@ pub fn settle(world: &mut World) -> Result<Outcome, Violation> {
         let why = world.why_not_at_rest().unwrap_or_default();
         return Err(Violation::new(
             Rule::Bounded,
-            format!("not at rest {REST_MS} ms after the faults stopped: {why}"),
+            format!(
+                "not at rest {REST_MS} ms after the faults stopped: {why} (min_redundancy {})",
+                world.record().min_redundancy
+            ),
         ));
     }
     Ok(Outcome {

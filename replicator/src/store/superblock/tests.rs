@@ -32,6 +32,7 @@ pub(crate) fn sample() -> Superblock {
         open: true,
         created_empty: false,
         never_written: true,
+        whole_window: false,
         data_bytes: 0x4000_0000,
         placement: Placement::External,
         slots: MAX_PEER_SLOTS,

@@ -22,7 +22,7 @@
 //! |    164 |     2 | volume          | [`VolumeId`]                                              |
 //! |    166 |     1 | node            | [`NodeId`]                                                |
 //! |    167 |     1 | placement       | 1 external, 2 internal                                    |
-//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written                  |
+//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written, 8 whole window  |
 //! |    172 |     1 | slots           | peer slots of the layout (external: 31)                   |
 //! |    173 |    19 | reserved        | zero                                                      |
 //! |    192 |   744 | peers           | 31 entries of 24 bytes, below                             |
@@ -52,6 +52,7 @@ const INTERNAL: u8 = 2;
 const OPEN: u32 = 1;
 const CREATED_EMPTY: u32 = 2;
 const NEVER_WRITTEN: u32 = 4;
+const WHOLE_WINDOW: u32 = 8;
 const BLANK_CLEAR: u8 = 1;
 const BLANK_SET: u8 = 2;
 
@@ -93,6 +94,8 @@ pub struct Superblock {
     pub created_empty: bool,
     /// No write has reached the volume yet.
     pub never_written: bool,
+    /// The activity log was lost: until this is settled the whole volume counts as written.
+    pub whole_window: bool,
     /// Size of the volume on this disk in bytes.
     pub data_bytes: u64,
     /// Where the metadata lies.
@@ -377,7 +380,8 @@ impl Superblock {
         raw.flags = U32::new(
             flag(self.open, OPEN)
                 | flag(self.created_empty, CREATED_EMPTY)
-                | flag(self.never_written, NEVER_WRITTEN),
+                | flag(self.never_written, NEVER_WRITTEN)
+                | flag(self.whole_window, WHOLE_WINDOW),
         );
         for (raw, peer) in raw.peers.iter_mut().zip(&self.peers) {
             let Some(peer) = peer else { continue };
@@ -412,7 +416,7 @@ impl Superblock {
             _ => return Err(malformed("placement")),
         };
         let flags = raw.flags.get();
-        if flags & !(OPEN | CREATED_EMPTY | NEVER_WRITTEN) != 0 {
+        if flags & !(OPEN | CREATED_EMPTY | NEVER_WRITTEN | WHOLE_WINDOW) != 0 {
             return Err(malformed("flags"));
         }
         let mut peers = [None; SLOTS];
@@ -432,6 +436,7 @@ impl Superblock {
             open: flags & OPEN != 0,
             created_empty: flags & CREATED_EMPTY != 0,
             never_written: flags & NEVER_WRITTEN != 0,
+            whole_window: flags & WHOLE_WINDOW != 0,
             data_bytes: raw.data_bytes.get(),
             placement,
             slots: raw.slots,

@@ -70,6 +70,7 @@ fn superblock(placement: Placement, slots: u8) -> Superblock {
         open: true,
         created_empty: true,
         never_written: false,
+        whole_window: false,
         data_bytes: DATA,
         placement,
         slots,
@@ -123,6 +124,7 @@ verdict: usable, write 5
   open:          yes
   created empty: yes
   never written: no
+  whole window:  no
   size:          1.0 GiB (1073741824 bytes)
   peer slots:    31
 activity log: 1000 extents of 4.0 MiB (4194304 bytes), generation 1: 4 hot, 16.0 MiB (16777216 bytes)

@@ -22,7 +22,7 @@
 //! |    164 |     2 | volume          | [`VolumeId`]                                              |
 //! |    166 |     1 | node            | [`NodeId`]                                                |
 //! |    167 |     1 | placement       | 1 external, 2 internal                                    |
-//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written                  |
+//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written, 8 whole window  |
 //! |    172 |     1 | slots           | peer slots of the layout (external: 31)                   |
 //! |    173 |    19 | reserved        | zero                                                      |
 //! |    192 |   744 | peers           | 31 entries of 24 bytes, below                             |

@@ -113,11 +113,8 @@ fn what_was_encoded_is_decoded() {
     };
     superblock.slots = 7;
     superblock.peers[30] = None;
-    (
-        superblock.open,
-        superblock.created_empty,
-        superblock.never_written,
-    ) = (false, true, false);
+    (superblock.open, superblock.created_empty) = (false, true);
+    (superblock.never_written, superblock.whole_window) = (false, true);
     assert_eq!(decoded(&superblock, MetaCopy::A), Ok(superblock));
 }
 
@@ -173,7 +170,7 @@ fn impossible_values_are_refused_by_name() {
         (166, 32, "node"),
         (167, 3, "placement"),
         (167, 2, "device bytes"),
-        (168, 8, "flags"),
+        (168, 16, "flags"),
         (172, 7, "slots"),
         (192 + 17, 3, "peers.state"),
     ];

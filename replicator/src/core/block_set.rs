@@ -162,7 +162,7 @@ impl BlockSet {
                     }
                     if let Some(at) = next_set(words, skip) {
                         run = Some((base + at, base + at + run_length(words, at)));
-                        if (base + at + run_length(words, at)) % PAGE_BLOCKS != 0 {
+                        if !(base + at + run_length(words, at)).is_multiple_of(PAGE_BLOCKS) {
                             break;
                         }
                     }

@@ -99,7 +99,7 @@ struct Cluster {
 }
 
 fn id(node: usize) -> NodeId {
-    NodeId::new(node as u8).unwrap()
+    NodeId::new(u8::try_from(node).unwrap()).unwrap()
 }
 
 impl Cluster {
@@ -238,7 +238,7 @@ impl Cluster {
         let io = |fail: bool| if fail { Err(DiskError::Io(5)) } else { Ok(()) };
         match action {
             Action::Read { op, range, .. } => {
-                let mut bytes = vec![0; range.len as usize];
+                let mut bytes = vec![0; usize::try_from(range.len).unwrap()];
                 n.data.read(range.offset, &mut bytes);
                 let result = io(n.fail_reads).map(|()| Bytes::new(bytes));
                 work.push_back((node, Event::ReadDone { op, result }));
@@ -272,7 +272,7 @@ impl Cluster {
                 ));
             }
             Action::Hash { op, range, .. } => {
-                let mut bytes = vec![0; range.len as usize];
+                let mut bytes = vec![0; usize::try_from(range.len).unwrap()];
                 n.data.read(range.offset, &mut bytes);
                 let hashes = bytes
                     .chunks(4096)

@@ -18,6 +18,15 @@ impl<P: Payload> Local<P> {
             .map(|(slot, _)| slot)
     }
 
+    /// Nodes that bits are kept for.
+    pub(super) fn bound_nodes(&self) -> Vec<NodeId> {
+        let peers = self
+            .volumes
+            .first()
+            .map(|v| v.superblock.peers.iter().flatten());
+        peers.into_iter().flatten().map(|peer| peer.node).collect()
+    }
+
     /// The disk that the bits kept for a node belong to.
     pub(crate) fn bound_disk(&self, node: NodeId) -> Option<DiskId> {
         let slot = self.slot(node)?;

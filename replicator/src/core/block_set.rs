@@ -67,7 +67,12 @@ impl BlockSet {
                 .is_some_and(|run| run.overlaps(range))
     }
 
-    fn change(&mut self, blocks: std::ops::Range<u64>, insert: bool) {
+    fn change(&mut self, mut blocks: std::ops::Range<u64>, insert: bool) {
+        if !insert {
+            // Nothing to remove beyond the last page: "to the end" may be far away.
+            let last = self.pages.last_key_value().map_or(0, |(last, _)| last + 1);
+            blocks.end = blocks.end.min(last * PAGE_BLOCKS);
+        }
         let mut block = blocks.start;
         while block < blocks.end {
             let number = block / PAGE_BLOCKS;

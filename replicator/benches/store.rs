@@ -4,8 +4,8 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use replicator::store::{ActivityLog, Bitmap, Blank, Block, DiskTag, LogCapacity};
-use vocabulary::{ByteRange, DiskId, EXTENT_BYTES, Time};
+use replicator::store::{ActivityLog, Bitmap, Blank, Block, DiskTag, LogCapacity, PeerSlot};
+use vocabulary::{ByteRange, DiskId, EXTENT_BYTES, NodeId, Time};
 
 const DISK: DiskTag = DiskTag(1);
 const TIB: u64 = 1 << 40;
@@ -76,7 +76,14 @@ fn activity_log(c: &mut Criterion) {
 fn bitmap(c: &mut Criterion) {
     let empty = || {
         let mut bitmap = Bitmap::new(DISK, TIB);
-        bitmap.open_slot(0, DiskId(1), Blank::Clear);
+        let node = NodeId::new(1).expect("a node");
+        let peer = PeerSlot {
+            node,
+            disk: DiskId(1),
+            blank: Blank::Clear,
+            binding: 1,
+        };
+        bitmap.open_slot(0, &peer);
         bitmap
     };
     let mut marked = empty();

@@ -3,7 +3,7 @@
 
 use super::super::block_set::BlockSet;
 use super::*;
-use crate::store::{Blank, PeerSlot};
+use crate::store::Blank;
 use vocabulary::{BLOCK_BYTES, ByteRange, DiskId, NodeId};
 
 /// Longest run of marked blocks in one step of an exchange.
@@ -55,8 +55,8 @@ impl<P: Payload> Local<P> {
                 volume.superblock.peers[usize::from(old)] = None;
                 volume.bitmap.close_slot(old);
             }
-            volume.superblock.peers[usize::from(slot)] = Some(PeerSlot { node, disk, blank });
-            volume.bitmap.open_slot(slot, disk, blank);
+            let peer = volume.superblock.bind(slot, node, disk, blank);
+            volume.bitmap.open_slot(slot, &peer);
         }
         self.persist(step, Tag::Nobody);
     }

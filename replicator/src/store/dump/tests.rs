@@ -51,11 +51,13 @@ fn superblock(placement: Placement, slots: u8) -> Superblock {
         node: node(1),
         disk: DiskId(0xd1),
         blank: Blank::Clear,
+        binding: 1,
     });
     peers[1] = Some(PeerSlot {
         node: node(2),
         disk: DiskId(0xd2),
         blank: Blank::Set,
+        binding: 1,
     });
     Superblock {
         cluster: ClusterId(0xc1),
@@ -76,6 +78,7 @@ fn superblock(placement: Placement, slots: u8) -> Superblock {
         slots,
         log_capacity: LogCapacity::new(1000).unwrap(),
         ring_generation: 1,
+        bindings: 1,
         peers,
         version_count: 5,
     }
@@ -98,7 +101,7 @@ fn store(superblock: &Superblock) -> (Memory, Layout) {
         }
     }
     let mut bitmap = Bitmap::new(superblock.tag(), DATA);
-    bitmap.open_slot(0, DiskId(0xd1), Blank::Clear);
+    bitmap.open_slot(0, &superblock.peers[0].unwrap());
     bitmap.set(0, ByteRange::between(0, 1 << 20));
     memory.write(
         layout.page_offset(0, 0).unwrap(),

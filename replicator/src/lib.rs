@@ -2,3 +2,4 @@
 //! runtime that drives them.
 
 pub mod core;
+pub mod runtime;

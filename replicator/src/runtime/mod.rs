@@ -4,5 +4,7 @@
 //! about replication.
 
 pub mod disk;
+pub mod mailbox;
 pub mod pool;
 pub mod ring;
+pub mod worker;

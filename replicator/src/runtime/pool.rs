@@ -338,6 +338,33 @@ impl fmt::Debug for PoolMut {
     }
 }
 
+// SAFETY: the pointer is to the chunk, which does not move with the handle, and all bytes of a chunk
+// are initialised.
+unsafe impl tokio_uring::buf::IoBuf for PoolMut {
+    fn stable_ptr(&self) -> *const u8 {
+        self.chunk().data.as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.capacity()
+    }
+
+    fn bytes_total(&self) -> usize {
+        self.capacity()
+    }
+}
+
+// SAFETY: as above; this is the only handle on the chunk.
+unsafe impl tokio_uring::buf::IoBufMut for PoolMut {
+    fn stable_mut_ptr(&mut self) -> *mut u8 {
+        self.chunk().data.as_ptr()
+    }
+
+    unsafe fn set_init(&mut self, _bytes: usize) {
+        // All bytes always are.
+    }
+}
+
 /// A shared, unchangeable part of a buffer. Cloning and slicing share it.
 pub struct PoolBuf {
     chunk: NonNull<Chunk>,

@@ -91,7 +91,13 @@ fn equal_blocks_have_equal_digests_and_only_zero_blocks_the_digest_zero() {
 
 #[test]
 fn digests_never_change_since_replicas_of_other_versions_compare_them() {
-    assert_eq!(digests(&[1; 5000]), [BlockHash(105_542_431_413_908_996_416_717_380_075_619_765_646), BlockHash(227_666_901_741_631_183_879_064_794_609_560_290_681),]);
+    assert_eq!(
+        digests(&[1; 5000]),
+        [
+            BlockHash(105_542_431_413_908_996_416_717_380_075_619_765_646),
+            BlockHash(227_666_901_741_631_183_879_064_794_609_560_290_681),
+        ]
+    );
     assert_eq!(digests(&[0; 4097]), [BlockHash::ZERO; 2]);
 }
 

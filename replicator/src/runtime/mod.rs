@@ -3,8 +3,12 @@
 //! and a background worker for bulk reads. Policy lives in the core: nothing here decides anything
 //! about replication.
 
+pub mod client;
 pub mod disk;
 pub mod mailbox;
+pub mod peer;
+pub mod plane;
 pub mod pool;
 pub mod ring;
+pub mod socket;
 pub mod worker;

@@ -388,6 +388,8 @@ impl<T> Ring<T> {
             self.drain_backlog();
             let ready = !self.ring.completion().is_empty() || !self.backlog.is_empty();
             match wait {
+                // Nothing to hand over, nothing to run: no system call.
+                Wait::No if self.ring.submission().is_empty() && !self.has_kernel_work() => {}
                 Wait::No => self.enter(0, None)?,
                 _ if ready => self.enter(0, None)?,
                 Wait::For(limit) => self.enter(1, Some(limit))?,
@@ -403,9 +405,10 @@ impl<T> Ring<T> {
     /// Reads shared memory only, no system call.
     #[must_use]
     pub fn is_ready(&mut self) -> bool {
-        if !self.ring.completion().is_empty() {
-            return true;
-        }
+        !self.ring.completion().is_empty() || self.has_kernel_work()
+    }
+
+    fn has_kernel_work(&mut self) -> bool {
         let submission = self.ring.submission();
         submission.taskrun() || submission.cq_overflow()
     }

@@ -177,6 +177,12 @@ impl<K> DiskIo<K> {
         self.jobs.len() + self.waiting.len()
     }
 
+    /// Has a request ended that was not taken yet?
+    #[must_use]
+    pub fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     /// The next request that ended: each comes exactly once.
     pub fn take(&mut self) -> Option<(K, Outcome)> {
         self.done.pop_front()

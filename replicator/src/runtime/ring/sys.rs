@@ -43,3 +43,14 @@ pub(crate) fn write_at(
     let result = unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const piece, 1, offset, flags) };
     usize::try_from(result).map_err(|_| Errno::last())
 }
+
+/// Bytes that a socket has received and nobody has read.
+///
+/// # Errors
+/// What ioctl_fionread reports.
+pub(crate) fn unread_bytes(fd: BorrowedFd<'_>) -> nix::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which `bytes` is.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}

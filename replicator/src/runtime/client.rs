@@ -115,9 +115,15 @@ pub(super) const HANDSHAKE_MS: u64 = 30_000;
 /// A client that closes has this long to take its last replies, in ms.
 pub(super) const LINGER_MS: u64 = 5_000;
 
-/// A new connection waits at most this long for what older connections of its export had pending;
-/// then those are closed, in ms.
+/// A new connection waits at most this long for what older connections of its export had pending, in
+/// ms.
 pub(super) const GATE_MS: u64 = 5_000;
+
+/// Within this time it also waits for their sockets to be found empty, in ms.
+pub(super) const SETTLE_MS: u64 = 50;
+
+/// How often that is looked at when nothing else happens, in ms.
+pub(super) const GATE_LOOK_MS: u64 = 5;
 
 /// What an older connection had received, or had waiting in its socket, when a new one of the same
 /// export came: the new one is served once that was read (RULES 12).
@@ -136,7 +142,7 @@ pub(super) enum Gate {
     /// It opened an export; what others had pending is not known yet.
     Arrived,
     /// It waits for others.
-    Waiting { behind: Vec<Pending>, until: Time },
+    Waiting { behind: Vec<Pending>, since: Time },
 }
 
 /// One connection.

@@ -2,7 +2,8 @@
 //! replying, and the order between connections of one export (RULES 12).
 
 use super::super::client::{
-    Client, ClientCommand, ClientOp, ClientStep, GATE_MS, Gate, LINGER_MS, Pending as Behind,
+    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, Gate, LINGER_MS,
+    MAX_UNSENT_BYTES, Pending as Behind, SETTLE_MS,
 };
 use super::super::pool::PoolBuf;
 use super::super::ring::{Op, sys};
@@ -419,8 +420,10 @@ impl Plane {
                     continue;
                 }
                 let behind = self.pending_before(index);
-                let until = self.now.plus_ms(GATE_MS);
-                self.clients[index].gate = Gate::Waiting { behind, until };
+                self.clients[index].gate = Gate::Waiting {
+                    behind,
+                    since: self.now,
+                };
             }
             if self.may_serve(index) {
                 self.clients[index].gate = Gate::Open;
@@ -428,6 +431,9 @@ impl Plane {
             } else {
                 self.gated.push(index);
             }
+        }
+        if !self.gated.is_empty() {
+            self.next_scan = self.next_scan.min(self.now.plus_ms(GATE_LOOK_MS));
         }
     }
 
@@ -450,28 +456,44 @@ impl Plane {
     }
 
     fn may_serve(&mut self, index: usize) -> bool {
-        let Gate::Waiting { behind, until } = &self.clients[index].gate else {
+        let Gate::Waiting { behind, since } = &self.clients[index].gate else {
             return true;
         };
-        let late = self.now >= *until;
+        let waited_ms = self.now.ms_since(*since);
+        let late = waited_ms >= GATE_MS;
+        // What a TCP client's own kernel still holds follows as soon as there is room: it has come
+        // when the socket is found empty. A busy connection may never be; that is waited for a moment.
+        let settling = waited_ms < SETTLE_MS;
         let waiting: Vec<usize> = behind
             .iter()
             .filter(|pending| {
                 self.clients.get(pending.client).is_some_and(|other| {
-                    other.serial == pending.serial
-                        && !other.closing
-                        && !other.has_read(pending.upto)
+                    let same = other.serial == pending.serial && !other.closing;
+                    let unread = || sys::unread_bytes(other.fd.as_fd()).is_ok_and(|n| n > 0);
+                    same && (!other.has_read(pending.upto) || (settling && unread()))
                 })
             })
             .map(|pending| pending.client)
             .collect();
-        if late {
-            // Its requests that were not read are never executed: that is as good an order.
-            for other in &waiting {
-                self.kill_client(*other);
-            }
+        if waiting.is_empty() {
+            return true;
         }
-        late || waiting.is_empty()
+        if late {
+            // Those that do not take their replies are given up: what was not read of them is never
+            // executed, which is as good an order. Where requests themselves are stuck, the new
+            // connection is: its client may try again.
+            let (mute, stuck): (Vec<usize>, Vec<usize>) = waiting
+                .into_iter()
+                .partition(|other| self.clients[*other].outbox.unsent() >= MAX_UNSENT_BYTES);
+            for other in mute {
+                self.kill_client(other);
+            }
+            if !stuck.is_empty() {
+                self.kill_client(index);
+            }
+            return stuck.is_empty();
+        }
+        false
     }
 
     pub(super) fn scan_clients(&mut self) {

@@ -263,7 +263,8 @@ fn the_same_creation_twice_is_one_and_another_of_that_name_is_refused() {
 
 #[test]
 fn a_resource_of_impossible_shape_is_refused() {
-    let shaped = |change: &dyn Fn(&mut Vec<u64>, &mut Vec<Replica>, &mut u8)| {
+    type Shape<'a> = &'a dyn Fn(&mut Vec<u64>, &mut Vec<Replica>, &mut u8);
+    let shaped = |change: Shape<'_>| {
         let mut command = create(&[0, 1]);
         if let Command::CreateResource {
             sizes,

@@ -2,3 +2,5 @@
 //! runtime that drives them.
 
 pub mod core;
+pub mod store;
+pub mod wire;

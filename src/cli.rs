@@ -260,7 +260,10 @@ mod tests {
             ("lockstep demo --port 0", "0 is not in 1..=65000"),
             ("lockstep resource create r0", "--size"),
             ("lockstep promote", "<RESOURCE>"),
-            ("lockstep promote r0 n --confirm-dead m", "--accept-data-loss"),
+            (
+                "lockstep promote r0 n --confirm-dead m",
+                "--accept-data-loss",
+            ),
             ("lockstep verify r0 --stop --repair", "--repair"),
             ("lockstep invalidate r0", "<NODE>"),
             ("lockstep daemon", "--config"),

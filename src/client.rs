@@ -87,7 +87,11 @@ impl Client {
         once: bool,
         mut each: impl FnMut(EventRecord) -> std::io::Result<()>,
     ) -> Result<(), ClientError> {
-        let path = if once { "/v1/events" } else { "/v1/events?follow=true" };
+        let path = if once {
+            "/v1/events"
+        } else {
+            "/v1/events?follow=true"
+        };
         let response = self
             .bounded(STATUS_LIMIT, self.send("GET", path, Vec::new()))
             .await?;
@@ -113,9 +117,12 @@ impl Client {
         limit: Duration,
         work: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
-        timeout(limit, work)
-            .await
-            .unwrap_or_else(|_| Err(ClientError::TimedOut { path: self.path.clone(), limit }))
+        timeout(limit, work).await.unwrap_or_else(|_| {
+            Err(ClientError::TimedOut {
+                path: self.path.clone(),
+                limit,
+            })
+        })
     }
 
     async fn whole(&self, method: &str, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
@@ -129,12 +136,13 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|source| ClientError::Connect {
-                path: self.path.clone(),
-                source,
-            })?;
+        let stream =
+            UnixStream::connect(&self.path)
+                .await
+                .map_err(|source| ClientError::Connect {
+                    path: self.path.clone(),
+                    source,
+                })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Drives the connection; its end is seen at the response.
         tokio::spawn(connection);
@@ -149,7 +157,10 @@ impl Client {
         );
         let response = sender.send_request(request).await?;
         let answers = response.status().is_success()
-            || response.headers().get("content-type").is_some_and(|t| t == "application/json");
+            || response
+                .headers()
+                .get("content-type")
+                .is_some_and(|t| t == "application/json");
         if answers {
             Ok(response)
         } else {

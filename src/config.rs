@@ -181,7 +181,6 @@ tuning! {
     chunk_bytes: 4096, 1 << 20;
     max_chunks: 1, 256;
     admit_below_bytes: 4096, 1 << 30;
-    max_client_bytes: 32 << 20, 16 << 30;
 }
 
 struct Checker<'a> {
@@ -261,7 +260,9 @@ impl Config {
             .iter()
             .find(|(_, node)| node.name.as_str() == raw.node.get_ref())
             .map(|(&id, _)| id)
-            .ok_or_else(|| check.error("node", &raw.node, raw.node.get_ref(), Problem::NoSuchNode))?;
+            .ok_or_else(|| {
+                check.error("node", &raw.node, raw.node.get_ref(), Problem::NoSuchNode)
+            })?;
         let base = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let data_directory = match base {
             Some(base) => base.join(&raw.data_directory),
@@ -381,7 +382,9 @@ fn check_pairs(
         ),
     ];
     for (wrong, keys, problem) in pairs {
-        let given = keys.iter().find_map(|(key, value)| Some((*key, value.as_ref()?)));
+        let given = keys
+            .iter()
+            .find_map(|(key, value)| Some((*key, value.as_ref()?)));
         if let (true, Some((key, value))) = (wrong, given) {
             return Err(check.error(key, value, *value.get_ref(), Problem::Pair(problem)));
         }

@@ -37,7 +37,10 @@ pub(crate) fn run(args: &DaemonArgs) -> Outcome {
 
 async fn serve(config: Arc<Config>) -> Outcome {
     let name = config.this_node().name.clone();
-    let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+    let mut ends = [
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    ];
     let listener = api::listen(&config.api_socket)?;
     let (controller, forwarded) = start_controller(&config)?;
     let events = Arc::new(Events::new(name.to_string()));
@@ -90,10 +93,7 @@ async fn first(signals: &mut [Signal; 2]) {
 
 fn start_controller(
     config: &Config,
-) -> anyhow::Result<(
-    Controller,
-    tokio::sync::mpsc::Receiver<runtime::Forwarded>,
-)> {
+) -> anyhow::Result<(Controller, tokio::sync::mpsc::Receiver<runtime::Forwarded>)> {
     let role = if config.voter() == config.node {
         let (mut store, document) = DocumentStore::open(&config.document_path(), config.cluster)?;
         let current = with_configured_nodes(config, &document)?;
@@ -116,7 +116,9 @@ fn start_controller(
         node: config.node,
         name: me.name.clone(),
         listen: me.control.clone(),
-        peers: peers.map(|(&id, node)| (id, node.control.clone())).collect(),
+        peers: peers
+            .map(|(&id, node)| (id, node.control.clone()))
+            .collect(),
         role,
     })?)
 }

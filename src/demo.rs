@@ -94,24 +94,53 @@ async fn whole_life(args: &DemoArgs, directory: &Path) -> Outcome {
 async fn bring_up(layout: &Layout, processes: &mut Processes) -> anyhow::Result<()> {
     let deadline = Instant::now() + START_LIMIT;
     let client = layout.client(1);
-    let view = until(processes, &client, deadline, "all daemons to start", |view| {
-        view.notes.is_empty() && view.nodes.iter().all(|node| node.online)
-    })
+    let view = until(
+        processes,
+        &client,
+        deadline,
+        "all daemons to start",
+        |view| view.notes.is_empty() && view.nodes.iter().all(|node| node.online),
+    )
     .await?;
     if !view.resources.iter().any(|r| r.name == RESOURCE) {
         client.operate(&create(layout)).await?;
     }
-    until(processes, &client, deadline, "the replicas to be attached", |view| {
-        let mut replicas = view.resources.iter().flat_map(|r| &r.volumes).flat_map(|v| &v.replicas);
-        replicas.all(|replica| !matches!(replica.disk_state.as_str(), "Unknown" | "Diskless"))
-    })
+    until(
+        processes,
+        &client,
+        deadline,
+        "the replicas to be attached",
+        |view| {
+            let mut replicas = view
+                .resources
+                .iter()
+                .flat_map(|r| &r.volumes)
+                .flat_map(|v| &v.replicas);
+            replicas.all(|replica| {
+                !matches!(
+                    replica.disk_state.as_str(),
+                    "Unknown" | "Diskless" | "Attaching"
+                )
+            })
+        },
+    )
     .await?;
     promote(layout, &client).await?;
-    until(processes, &client, deadline, "r0 to be UpToDate everywhere", |view| {
-        let mut replicas = view.resources.iter().flat_map(|r| &r.volumes).flat_map(|v| &v.replicas);
-        replicas.clone().any(|replica| replica.role == "Primary")
-            && replicas.all(|replica| replica.disk_state == "UpToDate")
-    })
+    until(
+        processes,
+        &client,
+        deadline,
+        "r0 to be UpToDate everywhere",
+        |view| {
+            let mut replicas = view
+                .resources
+                .iter()
+                .flat_map(|r| &r.volumes)
+                .flat_map(|v| &v.replicas);
+            replicas.clone().any(|replica| replica.role == "Primary")
+                && replicas.all(|replica| replica.disk_state == "UpToDate")
+        },
+    )
     .await?;
     Ok(())
 }
@@ -189,7 +218,10 @@ async fn until(
 /// The number of the primary's node.
 async fn primary_of(layout: &Layout) -> anyhow::Result<u8> {
     let view = layout.client(1).status().await?;
-    let primary = view.resources.iter().find_map(|resource| resource.primary.clone());
+    let primary = view
+        .resources
+        .iter()
+        .find_map(|resource| resource.primary.clone());
     (1..=layout.nodes)
         .find(|&number| primary.as_deref() == Some(&Layout::name(number)))
         .context("r0 has lost its primary")
@@ -205,11 +237,18 @@ fn announce(layout: &Layout, kept: bool, primary: u8) {
             if number == primary { "  (primary)" } else { "" }
         );
     }
-    println!("Look at it: lockstep --socket {} status", layout.socket(1).display());
+    println!(
+        "Look at it: lockstep --socket {} status",
+        layout.socket(1).display()
+    );
     println!(
         "Everything is in {}{}. Ctrl-C stops it.",
         layout.directory.display(),
-        if kept { "" } else { ", which is removed at the end" }
+        if kept {
+            ""
+        } else {
+            ", which is removed at the end"
+        }
     );
 }
 

@@ -48,9 +48,14 @@ impl Events {
     pub(crate) fn push(&self, resource: Option<&str>, event: &str, text: String) {
         let time_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+            .map_or(0, |since| {
+                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+            });
         tracing::info!(resource = resource.unwrap_or("-"), event, "{text}");
-        let mut ring = self.ring.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut ring = self
+            .ring
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         let sequence = ring.back().map_or(0, |last| last.sequence) + 1;
         if ring.len() == KEPT {
             ring.pop_front();
@@ -68,7 +73,10 @@ impl Events {
 
     /// Events after this one that are still known.
     pub(crate) fn after(&self, sequence: u64) -> Vec<EventRecord> {
-        let ring = self.ring.lock().unwrap_or_else(|broken| broken.into_inner());
+        let ring = self
+            .ring
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         ring.iter()
             .filter(|event| event.sequence > sequence)
             .cloned()
@@ -125,7 +133,11 @@ pub(crate) fn describe(
         ),
         Notice::ResyncStarted { node, bytes } => (
             "resync-started",
-            format!("{} lacks up to {}, resync begins", name(*node), show_size(*bytes)),
+            format!(
+                "{} lacks up to {}, resync begins",
+                name(*node),
+                show_size(*bytes)
+            ),
         ),
         Notice::ResyncDone { node, sent_bytes } => (
             "resync-done",

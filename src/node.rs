@@ -6,13 +6,11 @@ mod create;
 
 use crate::config::Config;
 use crate::events::Events;
-use crate::operation::{
-    Answer, Done, Failure, Operation, ReplicaListing, ResourceListing,
-};
+use crate::operation::{Answer, Done, Failure, Operation, ReplicaListing, ResourceListing};
 use crate::plane::Plane;
 use crate::resources::Resources;
 use crate::size::show_size;
-use crate::view::{ClusterView, LocalView, merge};
+use crate::view::{ClusterView, LocalResource, LocalView, merge};
 use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, Resource};
 use controller::runtime::{Forwarded, LinkState, StoreHandle};
 use replicator::core::api::{Command, CommandError};
@@ -26,6 +24,8 @@ use vocabulary::{NodeId, NodeSet, Record, Refusal, VolumeId};
 
 /// Another node's view that is not there within this time is left out of the picture.
 const VIEW_LIMIT: Duration = Duration::from_secs(1);
+/// A command waits this long for the newest document before it goes by the one that is known.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(1);
 /// A command of the engine that has not ended by then is given up waiting for. Longer than the
 /// engine's own limit (`command_timeout_ms`), which gives the reason.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -82,7 +82,10 @@ impl Node {
                         Err(failure) => Answer::Failed(failure),
                     },
                     Err(error) => Answer::Failed(Failure::new(
-                        format!("node {} can't understand a forwarded command", node.my_name()),
+                        format!(
+                            "node {} can't understand a forwarded command",
+                            node.my_name()
+                        ),
                         error,
                         "run the same version on every node",
                     )),
@@ -95,6 +98,10 @@ impl Node {
     }
 
     async fn carry_out(&self, operation: Operation, forwarded: bool) -> Result<Done, Failure> {
+        if operation != Operation::LocalView {
+            // What another node has just been told is known here too, as far as that can be had.
+            self.store.catch_up(CATCH_UP_LIMIT).await;
+        }
         match operation {
             Operation::LocalView => Ok(Done {
                 message: String::new(),
@@ -138,7 +145,11 @@ impl Node {
                 let name = subject.document.node_name(primary);
                 if node.as_ref().is_some_and(|node| *node != name) {
                     let why = format!("its primary is {name}");
-                    return Err(Failure::new(what, why, format!("lockstep demote {resource} {name}")));
+                    return Err(Failure::new(
+                        what,
+                        why,
+                        format!("lockstep demote {resource} {name}"),
+                    ));
                 }
                 if primary != self.config.node {
                     return self.forward(&what, primary, &operation, forwarded).await;
@@ -168,10 +179,16 @@ impl Node {
     fn document(&self, what: &str) -> Result<Arc<Document>, Failure> {
         self.store.document().ok_or_else(|| {
             let voter = &self.config.voter();
-            let voter = self.config.nodes.get(voter).map_or("?", |node| node.name.as_str());
+            let voter = self
+                .config
+                .nodes
+                .get(voter)
+                .map_or("?", |node| node.name.as_str());
             Failure::new(
                 what,
-                format!("this node has not reached the configuration store ({voter}) since its start"),
+                format!(
+                    "this node has not reached the configuration store ({voter}) since its start"
+                ),
                 format!("start the daemon on {voter}, or mend the network to it"),
             )
         })
@@ -239,7 +256,12 @@ impl Node {
     /// What every node knows, without those that do not answer in time.
     async fn views(&self) -> BTreeMap<NodeId, LocalView> {
         let mut asked = JoinSet::new();
-        for &id in self.config.nodes.keys().filter(|&&id| id != self.config.node) {
+        for &id in self
+            .config
+            .nodes
+            .keys()
+            .filter(|&&id| id != self.config.node)
+        {
             let store = self.store.clone();
             asked.spawn(async move {
                 let body = serde_json::to_vec(&Operation::LocalView).ok()?;
@@ -261,7 +283,7 @@ impl Node {
 
     /// The picture of the cluster. Always answers.
     pub(crate) async fn status(&self) -> ClusterView {
-        let views = self.views().await;
+        let (views, _) = tokio::join!(self.views(), self.store.catch_up(CATCH_UP_LIMIT));
         let known = self.store.document();
         let mut notes = Vec::new();
         if known.is_none() {
@@ -355,8 +377,12 @@ impl Node {
         let name = |node: NodeId| subject.document.node_name(node);
         let here = self.config.node;
         if subject.resource.replica(here).is_none() {
-            let holders: Vec<String> =
-                subject.resource.replicas.iter().map(|r| name(r.node)).collect();
+            let holders: Vec<String> = subject
+                .resource
+                .replicas
+                .iter()
+                .map(|r| name(r.node))
+                .collect();
             return Err(Failure::new(
                 what,
                 format!("{} holds no replica of it", self.my_name()),
@@ -364,10 +390,18 @@ impl Node {
             ));
         }
         let views = self.views().await;
-        let local = |node: NodeId| views.get(&node).and_then(|v| v.resources.get(subject.name()));
+        let local = |node: NodeId| {
+            views
+                .get(&node)
+                .and_then(|v| v.resources.get(subject.name()))
+        };
         let primary = record.primary;
         if primary == Some(here) && local(here).is_some_and(|view| view.role == "Primary") {
-            return Ok(Done::new(format!("{} is primary of {} already", self.my_name(), subject.name())));
+            return Ok(Done::new(format!(
+                "{} is primary of {} already",
+                self.my_name(),
+                subject.name()
+            )));
         }
         let old = primary.filter(|&node| node != here);
         if let Some(old) = old.filter(|&old| local(old).is_some_and(|view| view.primary)) {
@@ -384,18 +418,30 @@ impl Node {
             {
                 return Err(Failure::new(
                     what,
-                    format!("{} was its primary, does not answer, and may still be serving", name(old)),
-                    format!("switch it off, make sure, and add --confirm-dead {}", name(old)),
+                    format!(
+                        "{} was its primary, does not answer, and may still be serving",
+                        name(old)
+                    ),
+                    format!(
+                        "switch it off, make sure, and add --confirm-dead {}",
+                        name(old)
+                    ),
                 ));
             }
             Command::Force
         } else {
             Command::Promote {
-                drop: out_of_reach(record, here, |node| local(node).is_some()),
+                drop: out_of_reach(record, here, |node| {
+                    local(node).is_some_and(LocalResource::has_disk)
+                }),
             }
         };
         self.command(what, subject, command).await?;
-        Ok(Done::new(format!("{} is primary of {}", self.my_name(), subject.name())))
+        Ok(Done::new(format!(
+            "{} is primary of {}",
+            self.my_name(),
+            subject.name()
+        )))
     }
 
     async fn connections(
@@ -416,11 +462,18 @@ impl Node {
             };
             self.command(&what, &subject, command).await?;
         }
-        let names: Vec<String> = peers.iter().map(|&n| subject.document.node_name(n)).collect();
+        let names: Vec<String> = peers
+            .iter()
+            .map(|&n| subject.document.node_name(n))
+            .collect();
         Ok(Done::new(format!(
             "{}: {} {}",
             resource,
-            if connect { "connecting to" } else { "disconnected from" },
+            if connect {
+                "connecting to"
+            } else {
+                "disconnected from"
+            },
             names.join(", ")
         )))
     }
@@ -433,7 +486,12 @@ impl Node {
         node: Option<&str>,
     ) -> Result<Vec<NodeId>, Failure> {
         let here = self.config.node;
-        let others = subject.resource.replicas.iter().map(|r| r.node).filter(|&n| n != here);
+        let others = subject
+            .resource
+            .replicas
+            .iter()
+            .map(|r| r.node)
+            .filter(|&n| n != here);
         let Some(node) = node else {
             return Ok(others.collect());
         };
@@ -462,7 +520,13 @@ impl Node {
             Operation::Invalidate { resource, .. } => ("invalidate a replica of", resource),
             Operation::Resize { resource, .. } => ("resize", resource),
             Operation::Verify { resource, .. } => ("verify", resource),
-            _ => return Err(Failure::new("can't do this", "it is not a primary's command", "")),
+            _ => {
+                return Err(Failure::new(
+                    "can't do this",
+                    "it is not a primary's command",
+                    "",
+                ));
+            }
         };
         let what = format!("can't {verb} {resource}");
         let subject = self.subject(&what, resource)?;
@@ -494,9 +558,12 @@ impl Node {
             }
             Operation::Resync { node, .. } => {
                 for node in self.peers(&what, &subject, node.as_deref())? {
-                    self.command(&what, &subject, Command::Connect { node }).await?;
+                    self.command(&what, &subject, Command::Connect { node })
+                        .await?;
                 }
-                format!("replicas of {resource} that lack something are brought up to date; `lockstep status` shows how far")
+                format!(
+                    "replicas of {resource} that lack something are brought up to date; `lockstep status` shows how far"
+                )
             }
             Operation::Invalidate { node, .. } => {
                 let id = node_id(&what, &subject.document, node)?;
@@ -508,8 +575,11 @@ impl Node {
                     ));
                 }
                 self.peers(&what, &subject, Some(node))?;
-                self.command(&what, &subject, Command::Invalidate { node: id }).await?;
-                format!("the replica of {resource} on {node} is copied anew; `lockstep status` shows how far")
+                self.command(&what, &subject, Command::Invalidate { node: id })
+                    .await?;
+                format!(
+                    "the replica of {resource} on {node} is copied anew; `lockstep status` shows how far"
+                )
             }
             Operation::Resize {
                 volume, size_bytes, ..
@@ -546,7 +616,10 @@ impl Node {
         if size_bytes < now {
             return Err(Failure::new(
                 what,
-                format!("the volume has {}, and volumes can't shrink", show_size(now)),
+                format!(
+                    "the volume has {}, and volumes can't shrink",
+                    show_size(now)
+                ),
                 "name a greater size",
             ));
         }
@@ -561,7 +634,12 @@ impl Node {
     }
 
     /// Gives a command to the engine and turns its error into words.
-    async fn command(&self, what: &str, subject: &Subject, command: Command) -> Result<(), Failure> {
+    async fn command(
+        &self,
+        what: &str,
+        subject: &Subject,
+        command: Command,
+    ) -> Result<(), Failure> {
         let id = subject.resource.id;
         let result = match timeout(COMMAND_LIMIT, self.plane.command(id, command)).await {
             Ok(Ok(result)) => result,
@@ -576,7 +654,10 @@ impl Node {
             Err(_) => {
                 return Err(Failure::new(
                     what,
-                    format!("it has not ended within {} s; it may still", COMMAND_LIMIT.as_secs()),
+                    format!(
+                        "it has not ended within {} s; it may still",
+                        COMMAND_LIMIT.as_secs()
+                    ),
                     "look at `lockstep status`",
                 ));
             }
@@ -587,13 +668,20 @@ impl Node {
     fn explain(&self, what: &str, subject: &Subject, error: &CommandError) -> Failure {
         let name = |node: &NodeId| subject.document.node_name(*node);
         let resource = subject.name();
-        let members = subject.record.as_ref().map(Record::members).unwrap_or_default();
+        let members = subject
+            .record
+            .as_ref()
+            .map(Record::members)
+            .unwrap_or_default();
         let members: Vec<String> = members.iter().map(|node| name(&node)).collect();
         let members = members.join(", ");
         match error {
             CommandError::Refused(Refusal::NotEligible { node }) => Failure::new(
                 what,
-                format!("the latest data are on {members}, not (with this disk) on {}", name(node)),
+                format!(
+                    "the latest data are on {members}, not (with this disk) on {}",
+                    name(node)
+                ),
                 format!(
                     "promote one of those; if they never return: `lockstep promote {resource} {} --accept-data-loss`",
                     name(node)
@@ -604,7 +692,9 @@ impl Node {
                 min_redundancy,
             }) => Failure::new(
                 what,
-                format!("{left} replicas in sync would be left and min_redundancy is {min_redundancy}"),
+                format!(
+                    "{left} replicas in sync would be left and min_redundancy is {min_redundancy}"
+                ),
                 format!("bring back the missing ones of {members}"),
             ),
             CommandError::Refused(Refusal::Stale { .. }) => Failure::new(
@@ -673,14 +763,21 @@ pub(crate) fn configured_nodes(config: &Config) -> Vec<StoreCommand> {
 }
 
 fn node_id(what: &str, document: &Document, name: &str) -> Result<NodeId, Failure> {
-    document.node_named(name).map(|node| node.id).ok_or_else(|| {
-        let names: Vec<&str> = document.nodes.iter().map(|node| node.name.as_str()).collect();
-        Failure::new(
-            what,
-            format!("there is no node {name}"),
-            format!("name one of these: {}", names.join(", ")),
-        )
-    })
+    document
+        .node_named(name)
+        .map(|node| node.id)
+        .ok_or_else(|| {
+            let names: Vec<&str> = document
+                .nodes
+                .iter()
+                .map(|node| node.name.as_str())
+                .collect();
+            Failure::new(
+                what,
+                format!("there is no node {name}"),
+                format!("name one of these: {}", names.join(", ")),
+            )
+        })
 }
 
 /// The members that a promotion leaves out: those that do not answer, unless the record does not

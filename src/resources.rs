@@ -304,28 +304,27 @@ impl Resources {
 
     /// What this node knows. Always answers, also while the data plane is busy.
     pub(crate) async fn view(&self) -> LocalView {
-        let replicas: Vec<(ResourceId, String, Option<String>)> = self
+        // The inner `None`: attached.
+        let replicas: Vec<(ResourceId, String, Option<LocalResource>)> = self
             .replicas()
             .iter()
             .map(|(&id, replica)| {
-                let problem = match &replica.phase {
-                    Phase::Attaching => Some("the replica is being attached".to_owned()),
-                    Phase::Failed { problem, .. } => Some(problem.clone()),
+                let apart = match &replica.phase {
+                    Phase::Attaching => Some(LocalResource::attaching()),
+                    Phase::Failed { problem, .. } => Some(LocalResource::detached(problem.clone())),
                     Phase::Attached { .. } => None,
                 };
-                (id, replica.name.clone(), problem)
+                (id, replica.name.clone(), apart)
             })
             .collect();
         let mut view = LocalView::default();
-        for (id, name, problem) in replicas {
-            let local = match problem {
-                Some(problem) => LocalResource::detached(problem),
+        for (id, name, apart) in replicas {
+            let local = match apart {
+                Some(apart) => apart,
                 None => match timeout(STATUS_LIMIT, self.plane.status(id)).await {
                     Ok(Ok(status)) => LocalResource::from(&status),
                     Ok(Err(_)) => LocalResource::detached("the replica was closed".to_owned()),
-                    Err(_) => {
-                        LocalResource::detached("the data plane does not answer".to_owned())
-                    }
+                    Err(_) => LocalResource::detached("the data plane does not answer".to_owned()),
                 },
             };
             view.resources.insert(name, local);

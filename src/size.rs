@@ -18,7 +18,11 @@ pub(crate) fn parse_size(word: &str) -> Result<u64, SizeError> {
         return Err(not());
     }
     let unit = unit.trim().to_ascii_lowercase();
-    let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {
+    let shift = match unit
+        .strip_suffix("ib")
+        .or(unit.strip_suffix('b'))
+        .unwrap_or(&unit)
+    {
         "" if unit.starts_with('i') => return Err(not()),
         "" => 0,
         "k" => 10,
@@ -69,10 +73,16 @@ mod tests {
             assert_eq!(parse_size(word), Ok(bytes), "{word}");
         }
         for word in ["", "GiB", "-1", "1.5G", "1PiB", "1iB", "ten"] {
-            assert!(matches!(parse_size(word), Err(SizeError::NotASize(_))), "{word}");
+            assert!(
+                matches!(parse_size(word), Err(SizeError::NotASize(_))),
+                "{word}"
+            );
         }
         for word in ["99999999999999999999", "9000000T"] {
-            assert!(matches!(parse_size(word), Err(SizeError::TooLarge(_))), "{word}");
+            assert!(
+                matches!(parse_size(word), Err(SizeError::TooLarge(_))),
+                "{word}"
+            );
         }
     }
 

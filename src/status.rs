@@ -68,7 +68,10 @@ pub(crate) fn text(view: &ClusterView) -> String {
     }
     table(&mut out, &rows, "");
     if view.resources.is_empty() {
-        line(&mut out, "\nno resources; `lockstep resource create` makes one");
+        line(
+            &mut out,
+            "\nno resources; `lockstep resource create` makes one",
+        );
     }
     for resource in &view.resources {
         resource_text(&mut out, resource);
@@ -95,7 +98,11 @@ fn resource_text(out: &mut String, resource: &ResourceView) {
     for volume in &resource.volumes {
         line(
             out,
-            &format!("  volume {}: {}", volume.volume, show_size(volume.size_bytes)),
+            &format!(
+                "  volume {}: {}",
+                volume.volume,
+                show_size(volume.size_bytes)
+            ),
         );
         let mut rows = vec![row([
             "REPLICA",

@@ -2,9 +2,7 @@
 //! cluster ([`merge`]). Pure: the daemon gathers, this decides whose word counts.
 
 use controller::core::{Document, Resource};
-use replicator::core::status::{
-    DiskState, PeerStatus, Progress, ReplicationState, Role, Status,
-};
+use replicator::core::status::{DiskState, PeerStatus, Progress, ReplicationState, Role, Status};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vocabulary::NodeId;
@@ -237,11 +235,25 @@ impl From<&Status> for LocalResource {
 impl LocalResource {
     /// A replica that is not attached.
     pub(crate) fn detached(problem: String) -> Self {
+        Self::without_disk("Diskless", Some(problem))
+    }
+
+    /// A replica that is being attached.
+    pub(crate) fn attaching() -> Self {
+        Self::without_disk("Attaching", None)
+    }
+
+    /// Can it take part in the resource's life now or in a moment?
+    pub(crate) fn has_disk(&self) -> bool {
+        !matches!(self.disk_state.as_str(), "Diskless" | "Failed")
+    }
+
+    fn without_disk(disk_state: &str, problem: Option<String>) -> Self {
         Self {
             role: "Secondary".to_owned(),
-            disk_state: "Diskless".to_owned(),
+            disk_state: disk_state.to_owned(),
             replication_state: "Off".to_owned(),
-            problem: Some(problem),
+            problem,
             waiting_for: Vec::new(),
             verify: None,
             primary: false,
@@ -303,8 +315,12 @@ fn merge_resource(
     let name = |node: NodeId| document.node_name(node);
     let replica = |volume: usize, node: NodeId| {
         let own = local.get(&node);
-        let seen = witnesses.iter().filter_map(|view| view.peers.get(&node.get()));
-        let lacks = seen.clone().filter_map(|peer| peer.out_of_sync_bytes.get(volume));
+        let seen = witnesses
+            .iter()
+            .filter_map(|view| view.peers.get(&node.get()));
+        let lacks = seen
+            .clone()
+            .filter_map(|peer| peer.out_of_sync_bytes.get(volume));
         let progress = seen.clone().find_map(|peer| *peer.progress.get(volume)?);
         let by_source = source.and_then(|(_, view)| view.peers.get(&node.get()));
         let replication_state = match (own, by_source) {

@@ -34,9 +34,11 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Resource(ResourceCommand::Create(args)) => {
             block_on(operate::run(&client, operate::create(args), json))
         }
-        Command::Resource(ResourceCommand::Delete { name }) => {
-            block_on(operate::run(&client, Operation::DeleteResource { name }, json))
-        }
+        Command::Resource(ResourceCommand::Delete { name }) => block_on(operate::run(
+            &client,
+            Operation::DeleteResource { name },
+            json,
+        )),
         Command::Volume(VolumeCommand::Resize { volume, size }) => {
             block_on(operate::run(&client, operate::resize(&volume, size)?, json))
         }
@@ -52,15 +54,27 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         )),
         Command::Demote(target) => {
             let (resource, node) = (target.resource, target.node);
-            block_on(operate::run(&client, Operation::Demote { resource, node }, json))
+            block_on(operate::run(
+                &client,
+                Operation::Demote { resource, node },
+                json,
+            ))
         }
         Command::Connect(target) => {
             let (resource, node) = (target.resource, target.node);
-            block_on(operate::run(&client, Operation::Connect { resource, node }, json))
+            block_on(operate::run(
+                &client,
+                Operation::Connect { resource, node },
+                json,
+            ))
         }
         Command::Disconnect(target) => {
             let (resource, node) = (target.resource, target.node);
-            block_on(operate::run(&client, Operation::Disconnect { resource, node }, json))
+            block_on(operate::run(
+                &client,
+                Operation::Disconnect { resource, node },
+                json,
+            ))
         }
         Command::Verify(args) => {
             let (resource, node) = (args.awaited.target.resource, args.awaited.target.node);
@@ -71,7 +85,9 @@ pub(crate) fn run(cli: Cli) -> Outcome {
                 stop: args.stop,
             };
             let wait = args.awaited.wait.then_some(operate::Wait::Verify);
-            block_on(operate::run_and_wait(&client, operation, &resource, wait, json))
+            block_on(operate::run_and_wait(
+                &client, operation, &resource, wait, json,
+            ))
         }
         Command::Resync(args) => {
             let (resource, node) = (args.target.resource, args.target.node);
@@ -80,16 +96,22 @@ pub(crate) fn run(cli: Cli) -> Outcome {
                 resource: resource.clone(),
                 node,
             };
-            block_on(operate::run_and_wait(&client, operation, &resource, wait, json))
+            block_on(operate::run_and_wait(
+                &client, operation, &resource, wait, json,
+            ))
         }
         Command::Invalidate(args) => {
             let (resource, node) = (args.resource, args.node);
-            let wait = args.wait.then(|| operate::Wait::UpToDate(Some(node.clone())));
+            let wait = args
+                .wait
+                .then(|| operate::Wait::UpToDate(Some(node.clone())));
             let operation = Operation::Invalidate {
                 resource: resource.clone(),
                 node,
             };
-            block_on(operate::run_and_wait(&client, operation, &resource, wait, json))
+            block_on(operate::run_and_wait(
+                &client, operation, &resource, wait, json,
+            ))
         }
     }
 }

@@ -49,7 +49,9 @@ pub(super) fn resize(volume: &str, size_bytes: u64) -> anyhow::Result<Operation>
         None => (volume, 0),
         Some((resource, number)) => {
             let number = number.parse().with_context(|| {
-                format!("\"{number}\" is not a volume's number: RESOURCE or RESOURCE/NUMBER is wanted")
+                format!(
+                    "\"{number}\" is not a volume's number: RESOURCE or RESOURCE/NUMBER is wanted"
+                )
             })?;
             (resource, number)
         }
@@ -159,13 +161,19 @@ mod tests {
         };
         assert_eq!(replicas[0].node, "n1");
         assert_eq!(replicas[0].paths, ["/dev/sdb", "/dev/sdc"]);
-        assert_eq!((replicas[1].node.as_str(), replicas[1].paths.len()), ("n2", 0));
+        assert_eq!(
+            (replicas[1].node.as_str(), replicas[1].paths.len()),
+            ("n2", 0)
+        );
     }
 
     #[test]
     fn a_volume_is_a_resource_and_a_number() {
         for (word, name, number) in [("r0", "r0", 0), ("r0/3", "r0", 3)] {
-            let Ok(Operation::Resize { resource, volume, .. }) = resize(word, 1) else {
+            let Ok(Operation::Resize {
+                resource, volume, ..
+            }) = resize(word, 1)
+            else {
                 panic!("{word}");
             };
             assert_eq!((resource.as_str(), volume), (name, number));

@@ -83,7 +83,9 @@ pub(super) async fn resources(client: &Client, json: bool) -> Outcome {
 }
 
 fn listing_text(listing: &[ResourceListing]) -> String {
-    let header = ["RESOURCE", "SIZE", "PRIMARY", "REPLICA", "STORES", "IN SYNC"];
+    let header = [
+        "RESOURCE", "SIZE", "PRIMARY", "REPLICA", "STORES", "IN SYNC",
+    ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for resource in listing {
         let sizes: Vec<String> = resource.sizes_bytes.iter().map(|&s| show_size(s)).collect();
@@ -92,7 +94,12 @@ fn listing_text(listing: &[ResourceListing]) -> String {
             rows.push(vec![
                 first(resource.name.clone()),
                 first(sizes.join(" + ")),
-                first(resource.primary.clone().unwrap_or_else(|| "none".to_owned())),
+                first(
+                    resource
+                        .primary
+                        .clone()
+                        .unwrap_or_else(|| "none".to_owned()),
+                ),
                 replica.node.clone(),
                 replica.paths.join(", "),
                 if replica.in_sync { "yes" } else { "no" }.to_owned(),
@@ -115,7 +122,11 @@ fn utc(seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
@@ -135,7 +146,7 @@ mod tests {
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_795_395_723, "2026-11-23T00:22:03Z"),
+            (1_795_395_723, "2026-11-23T01:02:03Z"),
         ] {
             assert_eq!(utc(seconds), text);
         }

@@ -51,7 +51,10 @@ fn a_whole_file_is_taken() {
         config.nbd_socket.as_deref(),
         Some(Path::new("/etc/lockstep/data/nbd.sock"))
     );
-    assert_eq!(config.cluster, ClusterId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef));
+    assert_eq!(
+        config.cluster,
+        ClusterId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef)
+    );
     assert_eq!(config.nodes.len(), 2);
     assert_eq!(config.voter(), config.node);
     assert_eq!(config.settings.ping_interval_ms, 100);
@@ -128,12 +131,24 @@ fn every_error_names_file_line_key_and_value() {
 #[test]
 fn unknown_keys_and_wrong_types_are_errors_with_their_line() {
     for (old, new, words) in [
-        ("nbd_socket", "nbd_sokcet", ["4: ", "unknown field `nbd_sokcet`"]),
-        ("name = \"demo\"", "nam = \"demo\"", ["7: ", "unknown field `nam`"]),
+        (
+            "nbd_socket",
+            "nbd_sokcet",
+            ["4: ", "unknown field `nbd_sokcet`"],
+        ),
+        (
+            "name = \"demo\"",
+            "nam = \"demo\"",
+            ["7: ", "unknown field `nam`"],
+        ),
         ("id = 1", "id = \"1\"", ["17: ", "invalid type"]),
         ("id = 1", "id = -1", ["17: ", "-1"]),
         ("[tuning]", "[tuning", ["22: ", ""]),
-        ("ping_interval_ms", "ping_intervall_ms", ["23: ", "unknown field"]),
+        (
+            "ping_interval_ms",
+            "ping_intervall_ms",
+            ["23: ", "unknown field"],
+        ),
     ] {
         let error = complaint(old, new);
         assert!(error.starts_with(words[0]), "{error}");

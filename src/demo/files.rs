@@ -181,7 +181,11 @@ impl Layout {
     }
 
     pub(super) fn uri(&self, number: u8) -> String {
-        format!("nbd://127.0.0.1:{}/{}", self.nbd_port(number), super::RESOURCE)
+        format!(
+            "nbd://127.0.0.1:{}/{}",
+            self.nbd_port(number),
+            super::RESOURCE
+        )
     }
 }
 

@@ -32,7 +32,9 @@ impl Processes {
         let program = std::env::current_exe().context("can't find this program's own file")?;
         let mut processes = Self {
             children: Vec::new(),
-            logs: (1..=layout.all()).map(|number| layout.log(number)).collect(),
+            logs: (1..=layout.all())
+                .map(|number| layout.log(number))
+                .collect(),
         };
         for number in 1..=layout.all() {
             let path = layout.log(number);
@@ -62,7 +64,10 @@ impl Processes {
     pub(super) fn check(&mut self) -> anyhow::Result<()> {
         for (number, child) in &mut self.children {
             if let Some(status) = child.try_wait()? {
-                bail!("the daemon of {} has ended ({status})", Layout::name(*number));
+                bail!(
+                    "the daemon of {} has ended ({status})",
+                    Layout::name(*number)
+                );
             }
         }
         Ok(())
@@ -91,7 +96,10 @@ impl Processes {
             for &number in &group {
                 while self.lives(layout, number) {
                     if Instant::now() > deadline {
-                        eprintln!("lockstep: {} does not stop and is killed", Layout::name(number));
+                        eprintln!(
+                            "lockstep: {} does not stop and is killed",
+                            Layout::name(number)
+                        );
                         self.signal(layout, number, Signal::SIGKILL);
                     }
                     sleep(LOOK_EVERY).await;
@@ -118,7 +126,10 @@ impl Processes {
             _ => None,
         });
         let holder = DirectoryLock::holder(&layout.node(number));
-        for pid in child.into_iter().chain(holder.filter(|&pid| Some(pid) != child)) {
+        for pid in child
+            .into_iter()
+            .chain(holder.filter(|&pid| Some(pid) != child))
+        {
             // It may have ended by itself at this moment.
             let _ = kill(Pid::from_raw(pid), signal);
             // A stopped process ends only when it goes on.

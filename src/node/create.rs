@@ -88,7 +88,8 @@ impl Node {
 
 fn missing(document: &Document, resource: &Resource) -> Vec<String> {
     let late = resource.replicas.iter().filter(|r| r.report.is_none());
-    late.map(|replica| document.node_name(replica.node)).collect()
+    late.map(|replica| document.node_name(replica.node))
+        .collect()
 }
 
 fn named_replicas(
@@ -133,7 +134,10 @@ fn replica(
         node,
         backing: (0..volumes)
             .map(|volume| Backing {
-                path: paths.get(volume).cloned().unwrap_or_else(|| default(volume)),
+                path: paths
+                    .get(volume)
+                    .cloned()
+                    .unwrap_or_else(|| default(volume)),
                 metadata: match metadata {
                     MetadataSpec::Default => MetadataKind::Default,
                     MetadataSpec::Internal => MetadataKind::Internal,

@@ -3,9 +3,7 @@
 
 use super::*;
 use crate::view::{LocalPeer, LocalResource, LocalView, ProgressView, VerifyView, merge};
-use controller::core::{
-    Backing, Command, Document, MetadataKind, Name, Node, Replica, Report,
-};
+use controller::core::{Backing, Command, Document, MetadataKind, Name, Node, Replica, Report};
 use std::collections::BTreeMap;
 use vocabulary::{
     Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet,
@@ -25,9 +23,9 @@ fn member(id: u8) -> Member {
 }
 
 fn apply(document: Document, commands: &[Command]) -> Document {
-    commands
-        .iter()
-        .fold(document, |document, command| document.apply(command).unwrap())
+    commands.iter().fold(document, |document, command| {
+        document.apply(command).unwrap()
+    })
 }
 
 fn created() -> Document {
@@ -136,8 +134,14 @@ fn resyncing() -> ClusterView {
     primary.peers.insert(2, target);
     let views = BTreeMap::from([
         (node(0), view(primary)),
-        (node(1), view(replica("Secondary", "UpToDate", "Established"))),
-        (node(2), view(replica("Secondary", "Inconsistent", "SyncTarget"))),
+        (
+            node(1),
+            view(replica("Secondary", "UpToDate", "Established")),
+        ),
+        (
+            node(2),
+            view(replica("Secondary", "Inconsistent", "SyncTarget")),
+        ),
     ]);
     merge(&promoted(), node(0), &views)
 }
@@ -192,7 +196,10 @@ fn a_node_that_does_not_answer_is_shown_as_others_see_it() {
     primary.peers.insert(2, peer("Outdated", "Off", 4096));
     let views = BTreeMap::from([
         (node(0), view(primary)),
-        (node(2), view(LocalResource::detached("r0.img is gone".to_owned()))),
+        (
+            node(2),
+            view(LocalResource::detached("r0.img is gone".to_owned())),
+        ),
     ]);
     let expected = "\
 NODE   STATE    ROLE IN THE CONFIGURATION STORE
@@ -235,7 +242,10 @@ fn without_a_primary_the_greatest_claim_of_a_member_counts() {
     ]);
     let merged = merge(&document, node(0), &views);
     assert_eq!(merged.resources[0].primary, None);
-    assert_eq!(merged.resources[0].volumes[0].replicas[2].out_of_sync_bytes, 8192);
+    assert_eq!(
+        merged.resources[0].volumes[0].replicas[2].out_of_sync_bytes,
+        8192
+    );
 }
 
 #[test]

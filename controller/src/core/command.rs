@@ -16,6 +16,8 @@ pub const MAX_VOLUME_BYTES: u64 = 1 << 62;
 /// A change of the document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
+    /// Changes nothing: its answer names a version that includes all that was committed before.
+    Nothing,
     /// A node joins, or has new addresses.
     SetNode {
         /// The node.
@@ -183,6 +185,7 @@ impl Document {
     pub fn apply(&self, command: &Command) -> Result<Self, Refused> {
         let mut next = self.clone();
         match command {
+            Command::Nothing => {}
             Command::SetNode { node } => next.set_node(node)?,
             Command::CreateResource {
                 name,

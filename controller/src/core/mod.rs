@@ -2,6 +2,8 @@
 //! draws no randomness (ids come in with the command), reads no clock and does no I/O, so that a
 //! voter, a replay and a simulation agree on what a command means.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod command;
 mod document;
 mod name;

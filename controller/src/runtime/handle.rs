@@ -148,6 +148,20 @@ impl StoreHandle {
         }
     }
 
+    /// Waits until this node knows everything that was committed before the call, at most as long as
+    /// `limit`. False: it may not; the voter is out of reach or slow.
+    pub async fn catch_up(&self, limit: Duration) -> bool {
+        let work = async {
+            let version = self.command(Command::Nothing).await.ok()?;
+            let mut documents = self.documents.subscribe();
+            let reached = documents
+                .wait_for(|document| document.as_ref().is_some_and(|d| d.version >= version))
+                .await;
+            reached.ok().map(drop)
+        };
+        matches!(timeout(limit, work).await, Ok(Some(())))
+    }
+
     /// Proposes a change of a resource's record.
     ///
     /// # Errors

@@ -44,7 +44,12 @@ async fn serve(config: Arc<Config>) -> Outcome {
     let listener = api::listen(&config.api_socket)?;
     let (controller, forwarded) = start_controller(&config)?;
     let events = Arc::new(Events::new(name.to_string()));
-    let (plane, from_plane) = crate::plane::start(&config)?;
+    let crate::data::Started {
+        thread: data_plane,
+        plane,
+        reports,
+    } = crate::data::start(&config)?;
+    let plane: Arc<dyn crate::plane::Plane> = plane;
     let resources = Arc::new(Resources::new(
         Arc::clone(&config),
         controller.handle(),
@@ -59,7 +64,7 @@ async fn serve(config: Arc<Config>) -> Outcome {
         events: Arc::clone(&events),
     });
     let (stop, mut stopped) = watch::channel(false);
-    let follow = tokio::spawn(Arc::clone(&resources).run(from_plane));
+    let follow = tokio::spawn(Arc::clone(&resources).run(reports));
     let answers = tokio::spawn(Arc::clone(&node).answer_forwarded(forwarded));
     let serving = tokio::spawn(api::serve(listener, node, async move {
         // An error: the daemon ends without having asked.
@@ -77,6 +82,7 @@ async fn serve(config: Arc<Config>) -> Outcome {
     }
     follow.abort();
     answers.abort();
+    drop(data_plane);
     drop(controller);
     // The socket of a daemon that is not there would only puzzle.
     let _ = std::fs::remove_file(&config.api_socket);

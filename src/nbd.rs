@@ -288,14 +288,26 @@ mod tests {
     #[test]
     fn volumes_are_found_by_their_names() {
         let table = table();
-        for (name, volume, size) in [("r0", 0, 4096), ("r0/0", 0, 4096), ("r0/1", 1, 8192), ("", 0, 4096)] {
+        for (name, volume, size) in [
+            ("r0", 0, 4096),
+            ("r0/0", 0, 4096),
+            ("r0/1", 1, 8192),
+            ("", 0, 4096),
+        ] {
             let (target, info) = table.lookup(name).unwrap();
-            assert_eq!((target.volume, info.size_bytes), (VolumeId(volume), size), "{name}");
+            assert_eq!(
+                (target.volume, info.size_bytes),
+                (VolumeId(volume), size),
+                "{name}"
+            );
             assert!(info.is_coherent());
         }
         assert_eq!(table.list().len(), 2);
         for name in ["r1", "r0/2", "r0/x", "r0/", "/"] {
-            assert!(matches!(table.lookup(name), Err(ExportError::Unknown { .. })), "{name}");
+            assert!(
+                matches!(table.lookup(name), Err(ExportError::Unknown { .. })),
+                "{name}"
+            );
         }
         // With two resources there is no default.
         table.add(ResourceId(2), "r1");
@@ -310,7 +322,10 @@ mod tests {
         assert!(error.contains("not its primary"), "{error}");
         assert!(table.list().is_empty());
         table.remove(ResourceId(1));
-        assert!(matches!(table.lookup("r0"), Err(ExportError::Unknown { .. })));
+        assert!(matches!(
+            table.lookup("r0"),
+            Err(ExportError::Unknown { .. })
+        ));
     }
 
     #[test]
@@ -348,7 +363,10 @@ mod tests {
         let read = op(ClientCommand::Read);
         assert_eq!(to_nbd(ClientError::OutOfRange, &write), NbdError::NoSpace);
         assert_eq!(to_nbd(ClientError::OutOfRange, &read), NbdError::Invalid);
-        assert_eq!(to_nbd(ClientError::NotPrimary, &read), NbdError::NotPermitted);
+        assert_eq!(
+            to_nbd(ClientError::NotPrimary, &read),
+            NbdError::NotPermitted
+        );
         assert_eq!(to_nbd(ClientError::Shutdown, &read), NbdError::ShuttingDown);
     }
 }

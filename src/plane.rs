@@ -75,12 +75,3 @@ pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
     /// The replica's state; a receiver that fails means that it is not attached.
     fn status(&self, resource: ResourceId) -> oneshot::Receiver<Status>;
 }
-
-/// The data plane of this node and what comes from it.
-pub(crate) type Started = (
-    std::sync::Arc<dyn Plane>,
-    tokio::sync::mpsc::UnboundedReceiver<PlaneEvent>,
-);
-pub(crate) fn start(_: &crate::config::Config) -> anyhow::Result<Started> {
-    anyhow::bail!("no data plane")
-}

@@ -2,5 +2,6 @@
 //! runtime that drives them.
 
 pub mod core;
+pub mod runtime;
 pub mod store;
 pub mod wire;

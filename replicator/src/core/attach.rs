@@ -216,6 +216,7 @@ pub fn create(new: &NewVolume) -> Result<Vec<MetaWrite>, LayoutError> {
         slots: layout.slots(),
         log_capacity: new.log_capacity,
         ring_generation: generation,
+        bindings: 0,
         peers: [None; crate::store::MAX_PEER_SLOTS as usize],
         version_count: 1,
     };
@@ -317,6 +318,7 @@ pub fn attach(
         superblock.open = true;
         superblock.boot_id = expected.boot_id;
         superblock.version_count += 1;
+        superblock.begin_session();
         for copy in MetaCopy::BOTH {
             durable.push((
                 attached.layout.superblock_offset(copy),
@@ -461,7 +463,7 @@ fn read_bitmap(
     let mut bad = false;
     for (slot, peer) in (0u8..).zip(&superblock.peers) {
         let Some(peer) = peer else { continue };
-        bitmap.open_slot(slot, peer.disk, peer.blank);
+        bitmap.open_slot(slot, peer);
         for (first, run) in layout.page_runs(slot, superblock.data_bytes) {
             let count = u32::try_from(run.len / METADATA_BLOCK_BYTES as u64).unwrap_or(0);
             for page in first..first + count {

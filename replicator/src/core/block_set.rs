@@ -67,7 +67,12 @@ impl BlockSet {
                 .is_some_and(|run| run.overlaps(range))
     }
 
-    fn change(&mut self, blocks: std::ops::Range<u64>, insert: bool) {
+    fn change(&mut self, mut blocks: std::ops::Range<u64>, insert: bool) {
+        if !insert {
+            // Nothing to remove beyond the last page: "to the end" may be far away.
+            let last = self.pages.last_key_value().map_or(0, |(last, _)| last + 1);
+            blocks.end = blocks.end.min(last * PAGE_BLOCKS);
+        }
         let mut block = blocks.start;
         while block < blocks.end {
             let number = block / PAGE_BLOCKS;
@@ -157,7 +162,7 @@ impl BlockSet {
                     }
                     if let Some(at) = next_set(words, skip) {
                         run = Some((base + at, base + at + run_length(words, at)));
-                        if (base + at + run_length(words, at)) % PAGE_BLOCKS != 0 {
+                        if !(base + at + run_length(words, at)).is_multiple_of(PAGE_BLOCKS) {
                             break;
                         }
                     }

@@ -312,24 +312,49 @@ impl<P: Payload> Local<P> {
         }
     }
 
-    /// Takes ranges into the old part of the window; done when the log covers them.
+    /// Extents that the smallest log of a volume can hold.
+    pub(crate) fn log_capacity(&self) -> u64 {
+        self.volumes
+            .iter()
+            .map(|v| u64::from(v.log.capacity().get()))
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Takes ranges into the old part of the window; done when the log covers them. What the log has
+    /// no room for is marked for every other replica instead, which says more than the window would.
     pub(crate) fn touch(&mut self, step: &mut Step<'_, P>, tag: Tag, ranges: &[VolumeRange]) {
+        let left = ranges.len() + 2;
         let join = self.joins.insert(Join {
             tag,
             at: None,
-            left: ranges.len() + 1,
+            left,
             error: None,
-        });
+        }) as u64;
+        let mut marked = false;
         for at in ranges {
             let index = at.volume.index();
-            self.window.old[index].insert(at.range);
             let volume = &mut self.volumes[index];
+            let new = extents(*at)
+                .filter(|e| !volume.old_pins.contains(e))
+                .count();
+            // Half of the log is left to writes.
+            let room = volume.log.capacity().get() as usize / 2;
+            if volume.old_pins.len() + new > room.max(1) && new > 0 {
+                for node in self.bound_nodes() {
+                    self.mark(node, *at);
+                }
+                marked = true;
+                self.join_done(join, None);
+                continue;
+            }
+            self.window.old[index].insert(at.range);
             for extent in extents(*at) {
                 if volume.old_pins.insert(extent) {
                     volume.pin(extent);
                 }
             }
-            let body = Body::Touch(join as u64);
+            let body = Body::Touch(join);
             self.submit(
                 step,
                 Waiting {
@@ -339,7 +364,12 @@ impl<P: Payload> Local<P> {
                 },
             );
         }
-        self.join_done(join as u64, None);
+        if marked {
+            self.save_bits_for(step, join);
+        } else {
+            self.join_done(join, None);
+        }
+        self.join_done(join, None);
     }
 
     /// What is stable on all of *required* leaves the window and is marked for every replica that is

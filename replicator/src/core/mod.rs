@@ -26,6 +26,8 @@ mod range_lock;
 mod resource;
 mod secondary;
 pub mod status;
+#[cfg(test)]
+mod tests;
 mod window;
 
 pub use resource::Resource;

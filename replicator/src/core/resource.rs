@@ -24,7 +24,7 @@ const TICK_MS: u64 = 50;
 
 #[derive(Debug)]
 enum Role<P> {
-    Secondary(Secondary<P>),
+    Secondary(Box<Secondary<P>>),
     Primary(Box<Primary<P>>),
 }
 
@@ -78,7 +78,7 @@ impl<P: Payload> Resource<P> {
             settings,
             record: None,
             local: Local::new(identity, volumes),
-            role: Role::Secondary(Secondary::new(count)),
+            role: Role::Secondary(Box::new(Secondary::new(count))),
             promotion: None,
             closing: None,
             closed: false,
@@ -480,7 +480,7 @@ impl<P: Payload> Resource<P> {
                 why,
             );
             self.local.live_becomes_old();
-            self.role = Role::Secondary(Secondary::new(self.local.volumes()));
+            self.role = Role::Secondary(Box::new(Secondary::new(self.local.volumes())));
         }
         if let Role::Secondary(secondary) = &mut self.role
             && secondary
@@ -722,7 +722,7 @@ impl<P: Payload> Resource<P> {
             Role::Secondary(secondary) => secondary.stop(step, &mut self.local),
             Role::Primary(_) => {
                 self.local.live_becomes_old();
-                self.role = Role::Secondary(Secondary::new(self.local.volumes()));
+                self.role = Role::Secondary(Box::new(Secondary::new(self.local.volumes())));
             }
         }
     }

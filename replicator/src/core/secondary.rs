@@ -68,6 +68,8 @@ struct Session {
     outstanding: Outstanding,
     flushes: VecDeque<Seq>,
     flushing: Option<Seq>,
+    /// Release notices whose writes are still on their way to the disk here.
+    releases: VecDeque<(Seq, bool, NodeSet, NodeSet)>,
     acks: Vec<Seq>,
     heard: Time,
     /// A resync is under way, by the number of copies seen lately (status only).
@@ -290,6 +292,7 @@ impl<P: Payload> Secondary<P> {
             outstanding: Outstanding::default(),
             flushes: VecDeque::new(),
             flushing: None,
+            releases: VecDeque::new(),
             acks: Vec::new(),
             heard: step.now,
             copied_at: None,
@@ -386,7 +389,10 @@ impl<P: Payload> Secondary<P> {
                 } else {
                     stable_on
                 };
-                local.release(step, upto, old && admitted, named, replicas);
+                session
+                    .releases
+                    .push_back((upto, old && admitted, named, replicas));
+                self.take_releases(step, local);
             }
             Message::HashRequest { id, at } => {
                 session.digested_at = Some(step.now);
@@ -480,6 +486,20 @@ impl<P: Payload> Secondary<P> {
             start_read(step, local, key, &job);
         }
         self.jobs.insert(key, job);
+    }
+
+    /// A range leaves the window once its write is done here, whatever others have.
+    fn take_releases(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        while let Some((upto, old, named, replicas)) = session.releases.front().copied() {
+            if !session.outstanding.done_before(Seq(upto.0 + 1)) {
+                break;
+            }
+            session.releases.pop_front();
+            local.release(step, upto, old, named, replicas);
+        }
     }
 
     fn start_flush(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
@@ -636,6 +656,7 @@ impl<P: Payload> Secondary<P> {
         if error.is_none() {
             session.outstanding.finish(seq);
             session.acks.push(seq);
+            self.take_releases(step, local);
             self.start_flush(step, local);
         }
     }

@@ -5,6 +5,7 @@
 use super::block_set::BlockSet;
 use super::message::{Seq, VolumeRange, WriteKind};
 use std::collections::VecDeque;
+use vocabulary::EXTENT_BYTES;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
@@ -18,6 +19,7 @@ pub(crate) struct Window {
     pub(crate) live: VecDeque<Entry>,
     pub(crate) old: Vec<BlockSet>,
     live_bytes: u64,
+    live_extents: u64,
 }
 
 impl Window {
@@ -26,12 +28,14 @@ impl Window {
             live: VecDeque::new(),
             old,
             live_bytes: 0,
+            live_extents: 0,
         }
     }
 
     pub(crate) fn add(&mut self, entry: Entry) {
         debug_assert!(self.live.back().is_none_or(|last| last.seq <= entry.seq));
         self.live_bytes += entry.at.range.len;
+        self.live_extents += extents_of(&entry);
         self.live.push_back(entry);
     }
 
@@ -42,12 +46,14 @@ impl Window {
         }
         let entry = self.live.pop_front()?;
         self.live_bytes -= entry.at.range.len;
+        self.live_extents -= extents_of(&entry);
         Some(entry)
     }
 
     /// Takes out all live entries.
     pub(crate) fn take_live(&mut self) -> VecDeque<Entry> {
         self.live_bytes = 0;
+        self.live_extents = 0;
         std::mem::take(&mut self.live)
     }
 
@@ -57,6 +63,11 @@ impl Window {
 
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes
+    }
+
+    /// Extents that the live entries touch, each entry by itself: at least as many as they pin.
+    pub(crate) fn live_extents(&self) -> u64 {
+        self.live_extents
     }
 
     pub(crate) fn has_old(&self) -> bool {
@@ -82,4 +93,9 @@ impl Window {
         }
         sets
     }
+}
+
+fn extents_of(entry: &Entry) -> u64 {
+    let extents = entry.at.range.units(EXTENT_BYTES);
+    extents.end - extents.start
 }

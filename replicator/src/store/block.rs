@@ -132,6 +132,14 @@ pub enum BlockError {
         /// The tag of the disk that it was read from.
         expected: DiskTag,
     },
+    /// Whole, but of an earlier binding of its slot.
+    #[error("the page belongs to binding {found} of its slot, not to {expected}")]
+    OtherBinding {
+        /// The binding in the page.
+        found: u64,
+        /// The slot's binding.
+        expected: u64,
+    },
     /// Whole, but of another place of this disk.
     #[error("misplaced: the block belongs to position {found:#x}, not to {expected:#x}")]
     Misplaced {

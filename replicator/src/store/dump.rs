@@ -141,6 +141,7 @@ fn write_superblock(text: &mut String, superblock: &Superblock) -> fmt::Result {
     writeln!(text, "  open:          {}", yes(superblock.open))?;
     writeln!(text, "  created empty: {}", yes(superblock.created_empty))?;
     writeln!(text, "  never written: {}", yes(superblock.never_written))?;
+    writeln!(text, "  whole window:  {}", yes(superblock.whole_window))?;
     writeln!(text, "  size:          {}", Bytes(superblock.data_bytes))?;
     writeln!(text, "  peer slots:    {}", superblock.slots)
 }
@@ -222,7 +223,7 @@ fn write_bitmap(
     let mut bitmap = Bitmap::new(superblock.tag(), superblock.data_bytes);
     for (slot, peer) in (0u8..).zip(&superblock.peers) {
         let Some(peer) = peer else { continue };
-        bitmap.open_slot(slot, peer.disk, peer.blank);
+        bitmap.open_slot(slot, peer);
         let mut bad = String::new();
         let (mut pages, mut blank) = (0u64, 0u64);
         for (first, range) in layout.page_runs(slot, superblock.data_bytes) {

@@ -22,11 +22,13 @@
 //! |    164 |     2 | volume          | [`VolumeId`]                                              |
 //! |    166 |     1 | node            | [`NodeId`]                                                |
 //! |    167 |     1 | placement       | 1 external, 2 internal                                    |
-//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written                  |
+//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written, 8 whole window  |
 //! |    172 |     1 | slots           | peer slots of the layout (external: 31)                   |
-//! |    173 |    19 | reserved        | zero                                                      |
-//! |    192 |   744 | peers           | 31 entries of 24 bytes, below                             |
-//! |    936 |  3160 | reserved        | zero                                                      |
+//! |    173 |     3 | reserved        | zero                                                      |
+//! |    176 |     8 | bindings        | highest number that a slot's binding had, see below       |
+//! |    184 |     8 | reserved        | zero                                                      |
+//! |    192 |   992 | peers           | 31 entries of 32 bytes, below                             |
+//! |   1184 |  2912 | reserved        | zero                                                      |
 //!
 //! | offset | bytes | field of a peer | meaning                                                   |
 //! |-------:|------:|-----------------|-----------------------------------------------------------|
@@ -34,6 +36,13 @@
 //! |     16 |     1 | node            | the peer's [`NodeId`]                                     |
 //! |     17 |     1 | state           | 0 free, 1 bound and blank pages are clear, 2 bound and blank pages are set |
 //! |     18 |     6 | reserved        | zero                                                      |
+//! |     24 |     8 | binding         | number of this binding; pages of another are not the slot's |
+//!
+//! **Bindings.** A slot may be given up and bound again to the same disk; pages left from before
+//! must not count. So each binding has a number that no other has, though a binding (and pages of it)
+//! may be on disk while the superblock that names it is not: [`Superblock::begin_session`] raises the
+//! counter by a whole range, durably, before the disk is used, and a session takes its numbers from
+//! its range.
 
 use thiserror::Error;
 use vocabulary::{ClusterId, DiskId, Epoch, HistoryId, Incarnation, NodeId, ResourceId, VolumeId};
@@ -56,6 +65,12 @@ const WHOLE_WINDOW: u32 = 8;
 const BLANK_CLEAR: u8 = 1;
 const BLANK_SET: u8 = 2;
 
+/// Binding numbers in the range of one session: more than a session binds, and 2^40 sessions.
+const SESSION_BINDINGS: u64 = 1 << 24;
+
+/// A higher number was never reached: sums with it do not overflow.
+const MAX_BINDINGS: u64 = 1 << 62;
+
 /// The peer whose bitmap a slot holds. Bits belong to the disk, not to the node (RULES 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerSlot {
@@ -65,6 +80,8 @@ pub struct PeerSlot {
     pub disk: DiskId,
     /// What a page of the slot that was never written means.
     pub blank: Blank,
+    /// Number of the binding, never used before: see [`Superblock::bind`].
+    pub binding: u64,
 }
 
 /// What a replica's disk says of itself.
@@ -107,6 +124,8 @@ pub struct Superblock {
     /// Generation of the activity log's ring: blocks of another one are not the log's. A log that is
     /// created anew gets the next one; its ring is durable before the superblock that names it.
     pub ring_generation: u64,
+    /// The highest number that a binding of a slot had.
+    pub bindings: u64,
     /// Whose bits each slot holds.
     pub peers: [Option<PeerSlot>; SLOTS],
     /// Raised with each write of the superblock; of two good copies the higher one is used.
@@ -219,9 +238,10 @@ struct RawPeer {
     node: u8,
     state: u8,
     reserved: [u8; 6],
+    binding: U64,
 }
 
-const _: () = assert!(size_of::<RawPeer>() == 24);
+const _: () = assert!(size_of::<RawPeer>() == 32);
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -244,16 +264,18 @@ struct Raw {
     placement: u8,
     flags: U32,
     slots: u8,
-    reserved: [u8; 19],
+    reserved: [u8; 3],
+    bindings: U64,
+    reserved_too: [u8; 8],
     peers: [RawPeer; SLOTS],
-    reserved_end: [u8; 3160],
+    reserved_end: [u8; 2912],
 }
 
 const _: () = {
     assert!(size_of::<Raw>() == block::METADATA_BLOCK_BYTES);
     assert!(std::mem::offset_of!(Raw, cluster) == HEADER_BYTES);
     assert!(std::mem::offset_of!(Raw, peers) == 192);
-    assert!(std::mem::offset_of!(Raw, reserved_end) == 936);
+    assert!(std::mem::offset_of!(Raw, reserved_end) == 1184);
 };
 
 impl Superblock {
@@ -285,6 +307,31 @@ impl Superblock {
     #[must_use]
     pub fn free_slot(&self) -> Option<u8> {
         (0..self.slots.min(MAX_PEER_SLOTS)).find(|slot| self.peers[usize::from(*slot)].is_none())
+    }
+
+    /// To be called once when the disk is opened: the superblock has to be durable, both copies, before
+    /// a slot is bound or a page is written.
+    pub fn begin_session(&mut self) {
+        self.bindings = (self.bindings / SESSION_BINDINGS)
+            .saturating_add(1)
+            .saturating_mul(SESSION_BINDINGS);
+    }
+
+    /// Binds a slot to a disk under a new number, in place of what was in it. The superblock has to
+    /// be written; the bitmap's slot is opened with what is returned.
+    ///
+    /// # Panics
+    /// Where there is no such slot.
+    pub fn bind(&mut self, slot: u8, node: NodeId, disk: DiskId, blank: Blank) -> PeerSlot {
+        self.bindings += 1;
+        let peer = PeerSlot {
+            node,
+            disk,
+            blank,
+            binding: self.bindings,
+        };
+        self.peers[usize::from(slot)] = Some(peer);
+        peer
     }
 
     /// Refuses the store of another cluster, resource, volume or node.
@@ -372,6 +419,7 @@ impl Superblock {
         raw.volume = self.volume.0.into();
         raw.node = self.node.get();
         raw.slots = self.slots;
+        raw.bindings = self.bindings.into();
         (raw.placement, raw.device_bytes) = match self.placement {
             Placement::External => (EXTERNAL, U64::ZERO),
             Placement::Internal { device_bytes } => (INTERNAL, device_bytes.into()),
@@ -387,6 +435,7 @@ impl Superblock {
             let Some(peer) = peer else { continue };
             raw.disk = peer.disk.0.into();
             raw.node = peer.node.get();
+            raw.binding = peer.binding.into();
             raw.state = match peer.blank {
                 Blank::Clear => BLANK_CLEAR,
                 Blank::Set => BLANK_SET,
@@ -443,9 +492,13 @@ impl Superblock {
             log_capacity: LogCapacity::new(raw.log_capacity.get())
                 .ok_or(malformed("log capacity"))?,
             ring_generation: raw.ring_generation.get(),
+            bindings: raw.bindings.get(),
             peers,
             version_count: raw.version_count.get(),
         };
+        if superblock.bindings >= MAX_BINDINGS {
+            return Err(malformed("bindings"));
+        }
         if superblock.data_bytes > MAX_DATA_BYTES {
             return Err(malformed("data bytes"));
         }
@@ -479,6 +532,7 @@ impl RawPeer {
             node,
             disk: DiskId(self.disk.get()),
             blank,
+            binding: self.binding.get(),
         }))
     }
 }

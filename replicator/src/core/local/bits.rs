@@ -3,7 +3,7 @@
 
 use super::super::block_set::BlockSet;
 use super::*;
-use crate::store::{Blank, PeerSlot};
+use crate::store::Blank;
 use vocabulary::{BLOCK_BYTES, ByteRange, DiskId, NodeId};
 
 /// Longest run of marked blocks in one step of an exchange.
@@ -16,6 +16,15 @@ impl<P: Payload> Local<P> {
             .zip(&first.superblock.peers)
             .find(|(_, peer)| peer.is_some_and(|p| p.node == node))
             .map(|(slot, _)| slot)
+    }
+
+    /// Nodes that bits are kept for.
+    pub(super) fn bound_nodes(&self) -> Vec<NodeId> {
+        let peers = self
+            .volumes
+            .first()
+            .map(|v| v.superblock.peers.iter().flatten());
+        peers.into_iter().flatten().map(|peer| peer.node).collect()
     }
 
     /// The disk that the bits kept for a node belong to.
@@ -46,8 +55,8 @@ impl<P: Payload> Local<P> {
                 volume.superblock.peers[usize::from(old)] = None;
                 volume.bitmap.close_slot(old);
             }
-            volume.superblock.peers[usize::from(slot)] = Some(PeerSlot { node, disk, blank });
-            volume.bitmap.open_slot(slot, disk, blank);
+            let peer = volume.superblock.bind(slot, node, disk, blank);
+            volume.bitmap.open_slot(slot, &peer);
         }
         self.persist(step, Tag::Nobody);
     }

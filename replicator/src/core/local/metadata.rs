@@ -225,13 +225,23 @@ impl<P: Payload> Local<P> {
 
     /// Brings every mark made so far to disk, with the superblock that says whose they are.
     pub(crate) fn save_bits(&mut self, step: &mut Step<'_, P>, tag: Tag) {
-        let left = self.volumes.len() * 2 + 1;
         let join = self.joins.insert(Join {
             tag,
             at: None,
-            left,
+            left: 1,
             error: None,
         }) as u64;
+        self.save_bits_for(step, join);
+    }
+
+    /// The same as one part of a join.
+    pub(super) fn save_bits_for(&mut self, step: &mut Step<'_, P>, join: u64) {
+        if let Some(join) = usize::try_from(join)
+            .ok()
+            .and_then(|key| self.joins.get_mut(key))
+        {
+            join.left += self.volumes.len() * 2;
+        }
         for index in 0..self.volumes.len() {
             self.volumes[index].superblock_step.queue.push(join);
             self.pump_superblock(step, index);

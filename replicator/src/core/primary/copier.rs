@@ -6,7 +6,6 @@
 use super::*;
 use crate::core::api::BlockHash;
 use crate::core::status::Progress;
-use std::collections::BTreeSet;
 use vocabulary::BLOCK_BYTES;
 
 /// The clients' latency is measured undisturbed this often: the copying pauses for one tick.
@@ -76,11 +75,7 @@ impl Sync {
 
 fn progress(total_bytes: u64, left_bytes: u64, ms: u64) -> Progress {
     let done = total_bytes.saturating_sub(left_bytes);
-    let rate = if ms == 0 {
-        0
-    } else {
-        done.saturating_mul(1000) / ms
-    };
+    let rate = done.saturating_mul(1000).checked_div(ms).unwrap_or(0);
     let seconds_left = (rate > 0).then(|| left_bytes.div_ceil(rate.max(1)));
     Progress {
         total_bytes,
@@ -132,7 +127,8 @@ pub(super) struct Copier<P> {
     next: u64,
     /// Which copy a place belongs to, per target.
     acks: BTreeMap<(NodeId, Seq), u64>,
-    pub(super) touches: BTreeSet<(NodeId, Seq)>,
+    /// Touches that are not acknowledged, and since when.
+    pub(super) touches: BTreeMap<(NodeId, Seq), Time>,
     /// Where the next chunk is looked for.
     cursor: (usize, u64),
     depth: usize,
@@ -150,7 +146,7 @@ impl<P> Copier<P> {
             copies: BTreeMap::new(),
             next: 0,
             acks: BTreeMap::new(),
-            touches: BTreeSet::new(),
+            touches: BTreeMap::new(),
             cursor: (0, 0),
             depth: 4,
             baseline_us: None,
@@ -169,12 +165,16 @@ impl<P> Copier<P> {
     /// Is a chunk with this target under way?
     pub(super) fn busy_with(&self, node: NodeId) -> bool {
         self.copies.values().any(|c| c.targets.contains(node))
-            || self.touches.iter().any(|(n, _)| *n == node)
+            || self.touches.keys().any(|(n, _)| *n == node)
     }
 
     /// Targets that hold a chunk up for longer than this.
     pub(super) fn slow_targets(&self, now: Time, limit_ms: u64) -> NodeSet {
-        let mut slow = NodeSet::EMPTY;
+        let late = self
+            .touches
+            .iter()
+            .filter(|(_, since)| now.ms_since(**since) > limit_ms);
+        let mut slow: NodeSet = late.map(|((node, _), _)| *node).collect();
         for (id, copy) in &self.copies {
             if !copy.locked || now.ms_since(copy.since) <= limit_ms {
                 continue;
@@ -459,7 +459,7 @@ impl<P: Payload> Primary<P> {
     }
 
     pub(super) fn copy_acked(&mut self, cx: &mut Cx<'_, '_, P>, node: NodeId, seq: Seq) {
-        if self.copier.touches.remove(&(node, seq)) {
+        if self.copier.touches.remove(&(node, seq)).is_some() {
             self.changed = true;
             return;
         }
@@ -537,7 +537,7 @@ impl<P: Payload> Primary<P> {
 
     /// A target's session ended: its part of every chunk is void.
     pub(super) fn copy_target_lost(&mut self, cx: &mut Cx<'_, '_, P>, node: NodeId) {
-        self.copier.touches.retain(|(n, _)| *n != node);
+        self.copier.touches.retain(|(n, _), _| *n != node);
         let acks: Vec<((NodeId, Seq), u64)> = self
             .copier
             .acks
@@ -611,12 +611,7 @@ impl<P: Payload> Primary<P> {
         let busy = !self.copier.copies.is_empty() || self.copier.measuring;
         let copier = &mut self.copier;
         let max = self.settings.max_chunks;
-        if latency.count == 0 {
-            // Nobody to disturb.
-            copier.depth = (copier.depth * 2).clamp(1, max);
-            copier.measuring = false;
-        } else {
-            let mean_us = latency.sum_us / latency.count;
+        if let Some(mean_us) = latency.sum_us.checked_div(latency.count) {
             if copier.measuring && copier.copies.is_empty() || !busy {
                 copier.baseline_us = Some(mean_us);
                 copier.measured = now;
@@ -632,6 +627,10 @@ impl<P: Payload> Primary<P> {
             } else {
                 (copier.depth + 1).min(max)
             };
+        } else {
+            // Nobody to disturb.
+            copier.depth = (copier.depth * 2).clamp(1, max);
+            copier.measuring = false;
         }
         self.copy_more(cx);
     }
@@ -706,8 +705,8 @@ fn differing_runs(
     theirs: &[BlockHash],
 ) -> Vec<(ByteRange, bool)> {
     let mut runs: Vec<(ByteRange, bool)> = Vec::new();
-    for (index, (start, hash)) in (range.offset..)
-        .step_by(BLOCK_BYTES as usize)
+    for (index, (start, hash)) in (range.offset / BLOCK_BYTES..)
+        .map(|block| block * BLOCK_BYTES)
         .zip(here)
         .enumerate()
     {

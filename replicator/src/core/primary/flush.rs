@@ -231,6 +231,7 @@ impl<P: Payload> Primary<P> {
         let window = cx.local.window();
         if window.live_len() >= self.settings.window_writes
             || window.live_bytes() >= self.settings.window_bytes
+            || window.live_extents() >= cx.local.log_capacity() / 4
         {
             self.want_flush();
             self.start_flush(cx);

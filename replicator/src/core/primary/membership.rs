@@ -438,7 +438,7 @@ impl<P: Payload> Primary<P> {
                     .sync
                     .as_ref()
                     .is_some_and(|s| s.reconciling && s.left_bytes() > 0)
-                    || self.copier.touches.iter().any(|(n, _)| *n == p.node))
+                    || self.copier.touches.keys().any(|(n, _)| *n == p.node))
         });
         if left {
             return;
@@ -506,7 +506,9 @@ impl<P: Payload> Primary<P> {
         let Some(old) = cx.record.sizes.get(volume.index()) else {
             return Some(Err(CommandError::BadSize));
         };
-        if size_bytes <= *old || size_bytes > crate::store::MAX_DATA_BYTES || size_bytes % 512 != 0
+        if size_bytes <= *old
+            || size_bytes > crate::store::MAX_DATA_BYTES
+            || !size_bytes.is_multiple_of(512)
         {
             return Some(Err(CommandError::BadSize));
         }

@@ -371,6 +371,8 @@ impl<P: Payload> Primary<P> {
         let window = cx.local.window();
         window.live_len() >= 2 * self.settings.window_writes
             || window.live_bytes() >= 2 * self.settings.window_bytes
+            // Each of these pins an extent, and none may have to wait for another's release.
+            || window.live_extents() >= cx.local.log_capacity() / 2
     }
 
     /// Looks again at what waits for the stage, the window or the reconciliation.

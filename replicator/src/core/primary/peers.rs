@@ -653,7 +653,7 @@ impl<P: Payload> Primary<P> {
             let Some(peer) = self.peers.get_mut(&node) else {
                 return;
             };
-            self.copier.touches.insert((node, seq));
+            self.copier.touches.insert((node, seq), cx.step.now);
             peer.send(
                 cx.step,
                 Message::Touch {

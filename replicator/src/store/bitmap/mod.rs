@@ -6,24 +6,25 @@
 //! in memory and on disk; `exchange.rs` hands a slot's bits to another node.
 //!
 //! **Pages on disk.** A page covers 31 extents (124 MiB), so that an extent's bits lie in one page. A
-//! page that is torn, rotten or of another disk, peer, slot or page number means *all bits set*. A
-//! page of only zeroes was never written; what it means is fixed by the slot's [`Blank`] in the
-//! superblock, from when the slot was bound:
-//! - [`Blank::Set`]: all bits set. Needs no preparation of the region, whatever is in it: what is not
-//!   a good page of this very peer means the same.
-//! - [`Blank::Clear`]: no bit set. Only where the slot's whole region was known to read as zeroes
-//!   (created as a hole by Lockstep, or zeroed by it) durably *before* the superblock that binds the
-//!   slot was written. A region that another peer's pages may be left in does not qualify.
-//!
-//! The slot is the bond: binding it to another disk changes the peer's tag, which every page carries.
+//! page that is torn, rotten, of another disk, slot or page number, or of a later binding of the slot
+//! (of a session whose superblock did not reach the disk) means *all bits set*. A page was never
+//! written in this binding if it holds only zeroes or a good page of an earlier binding, which has a
+//! lower number. What it means then is fixed by the slot's [`Blank`] in the superblock, from when the
+//! slot was bound:
+//! - [`Blank::Set`]: all bits set. Needs no preparation of the region, whatever is in it.
+//! - [`Blank::Clear`]: no bit set. Only where the slot's whole region was known, durably *before* the
+//!   superblock that binds the slot was written, to hold nothing but zeroes (created as a hole by
+//!   Lockstep, or zeroed by it) and pages of earlier bindings. In a region of unknown contents, such
+//!   as that of internal metadata on a used device, foreign bytes would count as bad pages.
 
 mod exchange;
 mod page;
 
-use vocabulary::{BLOCK_BYTES, ByteRange, DiskId, EXTENT_BYTES};
+use vocabulary::{BLOCK_BYTES, ByteRange, EXTENT_BYTES};
 
-use super::block::{Block, BlockError, DiskTag, is_blank};
+use super::block::{Block, BlockError, DiskTag};
 use super::layout::{MAX_DATA_BYTES, MAX_PEER_SLOTS, pages_for};
+use super::superblock::PeerSlot;
 use page::{Page, PageId};
 
 pub use exchange::{BadExchange, PageBits, Run};
@@ -42,6 +43,7 @@ pub enum Blank {
 #[derive(Debug)]
 struct Slot {
     peer: DiskTag,
+    binding: u64,
     blank: Blank,
     pages: Vec<Page>,
     /// Set bits of all pages.
@@ -111,20 +113,27 @@ impl Bitmap {
         self.data_bytes
     }
 
-    /// Opens a slot for a peer's disk, as if every page on disk were blank. For a slot that has been
+    /// Opens a slot for a peer's disk, as bound in the superblock, and as if every page on disk were blank. For a slot that has been
     /// in use, [`Self::load_page`] of each page that is not blank follows.
     ///
     /// # Panics
     /// Where there is no such slot.
-    pub fn open_slot(&mut self, slot: u8, peer: DiskId, blank: Blank) {
+    pub fn open_slot(&mut self, slot: u8, peer: &PeerSlot) {
+        let PeerSlot {
+            disk,
+            blank,
+            binding,
+            ..
+        } = *peer;
         let is_set = blank == Blank::Set;
         let pages = (0..pages_for(self.data_bytes))
             .map(|page| Page::uniform(is_set, bits_in(page, self.blocks)))
             .collect();
         let set = if is_set { self.blocks } else { 0 };
-        let peer = DiskTag::of(peer);
+        let peer = DiskTag::of(disk);
         self.slots[usize::from(slot)] = Some(Slot {
             peer,
+            binding,
             blank,
             pages,
             set,
@@ -158,6 +167,7 @@ impl Bitmap {
         PageId {
             disk: self.disk,
             peer: self.slot(slot).peer,
+            binding: self.slot(slot).binding,
             slot,
             page,
         }
@@ -366,10 +376,11 @@ impl Bitmap {
         let id = self.id(slot, page);
         let bits = bits_in(page, self.blocks);
         let blank = self.slot(slot).blank;
-        let loaded = if is_blank(block) {
-            Ok(Page::uniform(blank == Blank::Set, bits))
-        } else {
-            Page::decode(&id, bits, block)
+        let never_written = Ok(Page::uniform(blank == Blank::Set, bits));
+        let loaded = match Page::decode(&id, bits, block) {
+            Err(BlockError::Empty) => never_written,
+            Err(BlockError::OtherBinding { found, expected }) if found < expected => never_written,
+            other => other,
         };
         let (new, error) = match loaded {
             Ok(page) => (page, None),

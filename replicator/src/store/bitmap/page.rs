@@ -8,7 +8,9 @@
 //! |-------:|------:|----------|------------------------------------------------------------------|
 //! |     32 |     8 | peer     | tag of the disk that the bits are about                          |
 //! |     40 |     4 | set bits | how many bits are set                                            |
-//! |     44 |    84 | reserved | zero                                                             |
+//! |     44 |     4 | reserved | zero                                                             |
+//! |     48 |     8 | binding  | number of the slot's binding, as in the superblock               |
+//! |     56 |    72 | reserved | zero                                                             |
 //! |    128 |  3968 | bits     | 31744 bits, 128 bytes for each of 31 extents; bit 0 of byte 0 is the page's first block; bits beyond the volume are 0 |
 
 use vocabulary::{BLOCK_BYTES, EXTENT_BYTES};
@@ -38,7 +40,9 @@ struct Raw {
     header: Header,
     peer: U64,
     set: U32,
-    reserved: [u8; 84],
+    reserved: [u8; 4],
+    binding: U64,
+    reserved_too: [u8; 72],
     words: [U64; WORDS],
 }
 
@@ -53,6 +57,7 @@ const _: () = {
 pub(crate) struct PageId {
     pub(crate) disk: DiskTag,
     pub(crate) peer: DiskTag,
+    pub(crate) binding: u64,
     pub(crate) slot: u8,
     pub(crate) page: u32,
 }
@@ -281,6 +286,7 @@ impl Page {
         let mut raw = Raw::new_zeroed();
         raw.header = Header::new(BlockKind::Bitmap, id.disk, id.position());
         raw.peer = id.peer.0.into();
+        raw.binding = id.binding.into();
         raw.set = self.count.into();
         raw.words = self.to_words(bits).map(U64::new);
         let mut block: Block = zerocopy::transmute!(raw);
@@ -293,6 +299,13 @@ impl Page {
         let header = block::open(block, BlockKind::Bitmap)?;
         header.belongs(id.disk, id.position())?;
         let raw: &Raw = zerocopy::transmute_ref!(block);
+        let binding = raw.binding.get();
+        if binding != id.binding {
+            return Err(BlockError::OtherBinding {
+                found: binding,
+                expected: id.binding,
+            });
+        }
         let peer = DiskTag(raw.peer.get());
         if peer != id.peer {
             return Err(BlockError::OtherDisk {

@@ -13,11 +13,13 @@ pub(crate) fn sample() -> Superblock {
         node: node(1),
         disk: DiskId(0xd1),
         blank: Blank::Clear,
+        binding: 0x31,
     });
     peers[30] = Some(PeerSlot {
         node: node(31),
         disk: DiskId(0xd2),
         blank: Blank::Set,
+        binding: 0x32,
     });
     Superblock {
         cluster: ClusterId(0x1111_2222_3333_4444_5555_6666_7777_8888),
@@ -32,11 +34,13 @@ pub(crate) fn sample() -> Superblock {
         open: true,
         created_empty: false,
         never_written: true,
+        whole_window: false,
         data_bytes: 0x4000_0000,
         placement: Placement::External,
         slots: MAX_PEER_SLOTS,
         log_capacity: LogCapacity::MAX,
         ring_generation: 0x23,
+        bindings: 0x33,
         peers,
         version_count: 0x24,
     }
@@ -62,7 +66,7 @@ fn golden_bytes() {
     assert_eq!(&block[..8], b"LKSTEPSB");
     assert_eq!(
         hex(8..32),
-        "7782a7c30100000098362f5a7b42f8180100000000000000"
+        "9aa99d1b0100000098362f5a7b42f8180100000000000000"
     );
     assert_eq!(
         hex(32..64),
@@ -83,20 +87,33 @@ fn golden_bytes() {
     );
     assert_eq!(
         hex(160..192),
-        format!("feff000002010701050000001f{}", "00".repeat(19))
+        format!(
+            "feff000002010701050000001f0000003300000000000000{}",
+            "00".repeat(8)
+        )
     );
     assert_eq!(
-        hex(192..216),
-        format!("d1{}0101{}", "00".repeat(15), "00".repeat(6))
+        hex(192..224),
+        format!(
+            "d1{}0101{}31{}",
+            "00".repeat(15),
+            "00".repeat(6),
+            "00".repeat(7)
+        )
     );
     assert_eq!(
-        hex(912..936),
-        format!("d2{}1f02{}", "00".repeat(15), "00".repeat(6))
+        hex(1152..1184),
+        format!(
+            "d2{}1f02{}32{}",
+            "00".repeat(15),
+            "00".repeat(6),
+            "00".repeat(7)
+        )
     );
     assert!(
-        block[216..912]
+        block[224..1152]
             .iter()
-            .chain(&block[936..])
+            .chain(&block[1184..])
             .all(|byte| *byte == 0)
     );
 }
@@ -112,11 +129,8 @@ fn what_was_encoded_is_decoded() {
     };
     superblock.slots = 7;
     superblock.peers[30] = None;
-    (
-        superblock.open,
-        superblock.created_empty,
-        superblock.never_written,
-    ) = (false, true, false);
+    (superblock.open, superblock.created_empty) = (false, true);
+    (superblock.never_written, superblock.whole_window) = (false, true);
     assert_eq!(decoded(&superblock, MetaCopy::A), Ok(superblock));
 }
 
@@ -166,14 +180,15 @@ fn what_is_no_superblock_of_this_place_is_named() {
 
 #[test]
 fn impossible_values_are_refused_by_name() {
-    let cases: [(usize, u8, &str); 8] = [
+    let cases: [(usize, u8, &str); 9] = [
         (135, 0x7f, "data bytes"),
         (160, 0xff, "log capacity"),
         (166, 32, "node"),
         (167, 3, "placement"),
         (167, 2, "device bytes"),
-        (168, 8, "flags"),
+        (168, 16, "flags"),
         (172, 7, "slots"),
+        (183, 0x40, "bindings"),
         (192 + 17, 3, "peers.state"),
     ];
     for (at, value, field) in cases {
@@ -321,6 +336,24 @@ fn slots_are_found_by_disk_and_given_out_once() {
     assert_eq!(it.slot_of(DiskId(0xd2)), Some(30));
     assert_eq!(it.slot_of(DiskId(0xd3)), None);
     assert_eq!(it.free_slot(), Some(1));
+}
+
+#[test]
+fn no_two_bindings_have_the_same_number_even_if_a_session_was_forgotten() {
+    let mut disk = sample();
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        disk.begin_session();
+        // What the session does after this never reaches the disk.
+        let mut session = disk.clone();
+        for _ in 0..3 {
+            let peer = session.bind(4, node(1), DiskId(0xd1), Blank::Set);
+            assert_eq!(session.peers[4], Some(peer));
+            numbers.push(peer.binding);
+        }
+    }
+    assert!(numbers.is_sorted_by(|a, b| a < b));
+    assert!(numbers[0] > 0x33);
 }
 
 proptest! {

@@ -1,0 +1,210 @@
+//! Client connections: what a protocol frontend has to offer to be driven by the data plane
+//! ([`ClientProtocol`], implemented outside this crate for NBD), and the state of one connection. The
+//! protocol is pure: it gets bytes and says what they mean; sockets, buffers, limits and the order in
+//! which connections are served are the plane's (`plane::clients`).
+
+use super::ring::Fd;
+use super::socket::{Inbox, Outbox};
+use crate::core::api::ClientError;
+use vocabulary::{ByteRange, ResourceId, Time, VolumeId};
+
+/// What a client wants of the volume that it opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCommand {
+    /// The bytes of the range.
+    Read,
+    /// The payload into the range.
+    Write,
+    /// The range reads as zeroes afterwards.
+    Zero {
+        /// Its space may be given back.
+        hole: bool,
+    },
+    /// What was answered is on stable storage.
+    Flush,
+    /// Nothing: answered at once, in its turn.
+    Nothing,
+}
+
+/// A request as a client made it. `cookie` and `word` are the protocol's own and come back unchanged,
+/// so that the protocol keeps no table of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientOp {
+    /// The client's name for the request.
+    pub cookie: u64,
+    /// Whatever the protocol needs to make the reply.
+    pub word: u64,
+    /// What to do.
+    pub command: ClientCommand,
+    /// Where; empty for [`ClientCommand::Flush`].
+    pub range: ByteRange,
+    /// On stable storage before the reply.
+    pub fua: bool,
+}
+
+impl ClientOp {
+    /// Bytes of payload that go with the request or its reply.
+    #[must_use]
+    pub const fn payload_bytes(&self) -> u64 {
+        match self.command {
+            ClientCommand::Read | ClientCommand::Write => self.range.len,
+            ClientCommand::Zero { .. } | ClientCommand::Flush | ClientCommand::Nothing => 0,
+        }
+    }
+}
+
+/// The volume behind an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportTarget {
+    /// The resource.
+    pub resource: ResourceId,
+    /// Its volume.
+    pub volume: VolumeId,
+}
+
+/// What the bytes that were taken mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientStep {
+    /// All input was taken: receive more.
+    NeedMore,
+    /// Something was answered in the output: go on with the rest of the input.
+    Answered,
+    /// An export was opened: requests follow.
+    Opened(ExportTarget),
+    /// A request without payload.
+    Request(ClientOp),
+    /// A write; its payload is the next `range.len` bytes of the stream, and the driver's to take.
+    Write(ClientOp),
+    /// Nothing was taken, because too much is in flight: again after a reply was made or sent.
+    AtLimit,
+    /// The rest of the input is void: answer what is in flight, send the output, close.
+    Close,
+}
+
+/// One connection of a protocol, without its socket.
+pub trait ClientConnection {
+    /// Takes bytes from the front of the input up to the next step; returns how many. What it has to
+    /// say is appended to `out`, which is what was not sent yet.
+    fn receive(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, ClientStep);
+
+    /// Appends the header of the reply to a request; `true` where the bytes read have to follow it.
+    /// Called once for each request.
+    fn reply(&mut self, op: &ClientOp, outcome: Result<(), ClientError>, out: &mut Vec<u8>)
+    -> bool;
+
+    /// The node stops: no further request is taken. What is in flight is still answered.
+    fn shut_down(&mut self);
+}
+
+/// A protocol that clients speak on a listener.
+pub trait ClientProtocol: Send {
+    /// A new connection; what the server says first is appended to `out`.
+    fn connect(&mut self, out: &mut Vec<u8>) -> Box<dyn ClientConnection>;
+}
+
+/// Payload bytes of one connection's requests at which it is not read further. One request may go
+/// beyond it.
+pub(super) const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
+
+/// Bytes of replies that wait for a client to read them, at which its requests are not read further.
+pub(super) const MAX_UNSENT_BYTES: usize = 64 << 20;
+
+/// A client that has not opened an export after this long is closed, in ms.
+pub(super) const HANDSHAKE_MS: u64 = 30_000;
+
+/// A client that closes has this long to take its last replies, in ms.
+pub(super) const LINGER_MS: u64 = 5_000;
+
+/// A new connection waits at most this long for what older connections of its export had pending, in
+/// ms.
+pub(super) const GATE_MS: u64 = 5_000;
+
+/// Within this time it also waits for their sockets to be found empty, in ms.
+pub(super) const SETTLE_MS: u64 = 50;
+
+/// How often that is looked at when nothing else happens, in ms.
+pub(super) const GATE_LOOK_MS: u64 = 5;
+
+/// What an older connection had received, or had waiting in its socket, when a new one of the same
+/// export came: the new one is served once that was read (RULES 12).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) client: usize,
+    pub(super) serial: u64,
+    pub(super) upto: u64,
+}
+
+/// How far a client may go on.
+#[derive(Debug)]
+pub(super) enum Gate {
+    /// Handshake, or served.
+    Open,
+    /// It opened an export; what others had pending is not known yet.
+    Arrived,
+    /// It waits for others.
+    Waiting { behind: Vec<Pending>, since: Time },
+}
+
+/// One connection.
+pub(super) struct Client {
+    /// Never the same for two connections.
+    pub(super) serial: u64,
+    pub(super) fd: Fd,
+    pub(super) inbox: Inbox,
+    pub(super) outbox: Outbox,
+    pub(super) protocol: Box<dyn ClientConnection>,
+    pub(super) target: Option<ExportTarget>,
+    pub(super) gate: Gate,
+    /// The write whose payload is being received.
+    pub(super) write: Option<ClientOp>,
+    pub(super) in_flight: u64,
+    pub(super) in_flight_bytes: u64,
+    /// Not read further until something in flight is done.
+    pub(super) stalled: bool,
+    /// Takes no more requests; goes when all is answered and sent.
+    pub(super) closing: bool,
+    /// The socket is of no more use.
+    pub(super) dead: bool,
+    /// In the list of those with something to send.
+    pub(super) dirty: bool,
+    pub(super) deadline: Option<Time>,
+}
+
+impl Client {
+    pub(super) fn new(serial: u64, fd: Fd, protocol: &mut dyn ClientProtocol, now: Time) -> Self {
+        let mut outbox = Outbox::default();
+        let protocol = protocol.connect(outbox.batch.headers());
+        Self {
+            serial,
+            fd,
+            inbox: Inbox::default(),
+            outbox,
+            protocol,
+            target: None,
+            gate: Gate::Open,
+            write: None,
+            in_flight: 0,
+            in_flight_bytes: 0,
+            stalled: false,
+            closing: false,
+            dead: false,
+            dirty: false,
+            deadline: Some(now.plus_ms(HANDSHAKE_MS)),
+        }
+    }
+
+    /// May another request be taken?
+    pub(super) fn at_limit(&self) -> bool {
+        self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES || self.outbox.unsent() >= MAX_UNSENT_BYTES
+    }
+
+    /// Has everything that had come up to this count been handed to the core?
+    pub(super) fn has_read(&self, upto: u64) -> bool {
+        self.inbox.total() >= upto && self.inbox.input().is_empty() && !self.stalled
+    }
+
+    /// Can the connection be forgotten?
+    pub(super) const fn is_over(&self) -> bool {
+        self.dead && !self.inbox.is_armed() && !self.outbox.is_sending()
+    }
+}

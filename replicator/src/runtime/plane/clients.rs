@@ -1,0 +1,550 @@
+//! Client connections of the data plane: accepting, reading requests as far as the limits allow,
+//! replying, and the order between connections of one export (RULES 12).
+
+use super::super::client::{
+    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, Gate, LINGER_MS,
+    MAX_UNSENT_BYTES, Pending as Behind, SETTLE_MS,
+};
+use super::super::pool::PoolBuf;
+use super::super::ring::{Op, sys};
+use super::super::socket::{Received, append, shut};
+use super::{Listener, Pending, Plane, Token};
+use crate::core::api::{ClientError, ClientRequest, Event, RequestId};
+use nix::errno::Errno;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use vocabulary::{ResourceId, VolumeId};
+
+/// Most client connections of a data plane: each may hold a receive buffer.
+const MAX_CLIENTS: usize = 1024;
+
+/// What became of one look at a client's input.
+enum Parsed {
+    /// Something was taken: look again.
+    GoOn,
+    /// More must be received.
+    NeedMore,
+    /// Something in flight must end first.
+    Stalled,
+    /// Nothing more is read.
+    Stop,
+}
+
+impl Plane {
+    pub(super) fn listen(&mut self, listener: Listener) {
+        let index = self.listeners.insert(listener);
+        self.arm_listener(index);
+    }
+
+    pub(super) fn arm_listener(&mut self, index: usize) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        if let Some(Listener::Clients { fd, armed, .. } | Listener::Peers { fd, armed, .. }) =
+            self.listeners.get_mut(index)
+            && !std::mem::replace(armed, true)
+        {
+            let op = Op::Accept {
+                fd: fd.clone(),
+                accepted: None,
+            };
+            self.ring.start(Token::Accept(index), op);
+        }
+    }
+
+    pub(super) fn accepted(&mut self, index: usize, op: Op, result: Result<usize, Errno>) {
+        if let Some(Listener::Clients { armed, .. } | Listener::Peers { armed, .. }) =
+            self.listeners.get_mut(index)
+        {
+            *armed = false;
+        }
+        match (result, op) {
+            (
+                Ok(_),
+                Op::Accept {
+                    accepted: Some(socket),
+                    ..
+                },
+            ) => {
+                self.take_in(index, socket);
+                self.arm_listener(index);
+            }
+            (Err(Errno::ECONNABORTED | Errno::EINTR), _) => self.arm_listener(index),
+            // No descriptors or no memory: again with the next scan. ECANCELED, EINVAL: shutdown.
+            (Err(error), _) if self.shutdown.is_none() => {
+                tracing::warn!(%error, "a connection could not be accepted");
+            }
+            _ => {}
+        }
+    }
+
+    fn take_in(&mut self, index: usize, socket: OwnedFd) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        let fd = Arc::new(socket);
+        super::super::peer::prepare(&fd);
+        let serial = self.next_serial();
+        match self.listeners.get_mut(index) {
+            Some(Listener::Clients { protocol, .. }) => {
+                if self.clients.len() >= MAX_CLIENTS {
+                    tracing::warn!(limit = MAX_CLIENTS, "too many client connections");
+                    return;
+                }
+                let client = Client::new(serial, fd, protocol.as_mut(), self.now);
+                let index = self.clients.insert(client);
+                self.mark_client(index);
+                self.pump_client(index);
+            }
+            Some(Listener::Peers { cluster, .. }) => {
+                let cluster = *cluster;
+                self.accept_peer(serial, fd, cluster);
+            }
+            None => {}
+        }
+    }
+
+    fn mark_client(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.clients[index].dirty, true) {
+            self.dirty_clients.push(index);
+        }
+    }
+
+    pub(super) fn flush_client(&mut self, index: usize) {
+        let Some(client) = self.clients.get_mut(index) else {
+            return;
+        };
+        client.dirty = false;
+        client
+            .outbox
+            .flush(&mut self.ring, &client.fd, Token::ClientSend(index));
+        self.end_client(index);
+    }
+
+    pub(super) fn client_received(&mut self, index: usize, op: Op, result: Result<usize, Errno>) {
+        let client = &mut self.clients[index];
+        match client.inbox.received(op, result) {
+            Ok(Received::Bytes(_) | Received::Nothing) if !client.dead => self.pump_client(index),
+            Ok(Received::End) if !client.dead => {
+                // It may still read: what is in flight is answered.
+                self.close_client(index);
+            }
+            _ => {
+                self.clients[index].outbox.fail();
+                self.kill_client(index);
+            }
+        }
+    }
+
+    pub(super) fn client_sent(&mut self, index: usize, op: Op, result: Result<usize, Errno>) {
+        let client = &mut self.clients[index];
+        let token = Token::ClientSend(index);
+        if client
+            .outbox
+            .sent(&mut self.ring, &client.fd, token, op, result)
+            .is_err()
+        {
+            self.kill_client(index);
+        } else {
+            self.end_client(index);
+        }
+    }
+
+    /// Takes requests out of what was received until more must come or something must end.
+    pub(super) fn pump_client(&mut self, index: usize) {
+        loop {
+            let parsed = self.parse_client(index);
+            let Some(client) = self.clients.get_mut(index) else {
+                return;
+            };
+            match parsed {
+                Parsed::GoOn => {}
+                Parsed::NeedMore => {
+                    client.stalled = false;
+                    let token = Token::ClientRecv(index);
+                    return client
+                        .inbox
+                        .arm(&mut self.ring, &self.pool, &client.fd, token);
+                }
+                Parsed::Stalled => {
+                    if !std::mem::replace(&mut client.stalled, true) {
+                        self.stalled_clients.push(index);
+                    }
+                    return;
+                }
+                Parsed::Stop => return,
+            }
+        }
+    }
+
+    fn parse_client(&mut self, index: usize) -> Parsed {
+        let client = &mut self.clients[index];
+        if client.closing || client.dead || client.inbox.is_armed() {
+            return Parsed::Stop;
+        }
+        if !matches!(client.gate, Gate::Open) {
+            return Parsed::Stop;
+        }
+        if let Some(op) = client.write {
+            if !client.inbox.in_payload() {
+                let len = usize::try_from(op.range.len).unwrap_or(usize::MAX);
+                if !client.inbox.begin_payload(&self.pool, len) {
+                    return Parsed::Stalled;
+                }
+            }
+            let Some(data) = client.inbox.take_payload() else {
+                return Parsed::NeedMore;
+            };
+            client.write = None;
+            self.submit(index, op, Some(data));
+            return Parsed::GoOn;
+        }
+        if client.at_limit() {
+            return Parsed::Stalled;
+        }
+        if client.inbox.input().is_empty() {
+            return Parsed::NeedMore;
+        }
+        let before = client.outbox.batch.len();
+        let (taken, step) = client
+            .protocol
+            .receive(client.inbox.input(), client.outbox.batch.headers());
+        client.inbox.consume(taken);
+        if client.outbox.batch.len() > before {
+            self.mark_client(index);
+        }
+        let client = &mut self.clients[index];
+        match step {
+            ClientStep::NeedMore => Parsed::NeedMore,
+            ClientStep::Answered => Parsed::GoOn,
+            ClientStep::AtLimit => Parsed::Stalled,
+            ClientStep::Opened(target) => {
+                client.target = Some(target);
+                client.deadline = None;
+                client.gate = Gate::Arrived;
+                self.gated.push(index);
+                Parsed::Stop
+            }
+            ClientStep::Request(op) => {
+                client.begin(&op);
+                self.submit(index, op, None);
+                Parsed::GoOn
+            }
+            ClientStep::Write(op) => {
+                client.begin(&op);
+                client.write = Some(op);
+                Parsed::GoOn
+            }
+            ClientStep::Close => {
+                self.close_client(index);
+                Parsed::Stop
+            }
+        }
+    }
+
+    /// Hands a request to the core.
+    fn submit(&mut self, index: usize, op: ClientOp, data: Option<PoolBuf>) {
+        self.stats.requests += 1;
+        let client = &self.clients[index];
+        let target = client.target.map(|t| (self.place_of(t.resource), t.volume));
+        let (place, volume) = match target {
+            Some((Some(place), volume)) if op.command != ClientCommand::Nothing => (place, volume),
+            _ => {
+                let result = match op.command {
+                    ClientCommand::Nothing => Ok(None),
+                    _ => Err(ClientError::Shutdown),
+                };
+                return self.answer(index, &op, result);
+            }
+        };
+        let request = match (op.command, data) {
+            (ClientCommand::Write, Some(data)) => ClientRequest::Write {
+                range: op.range,
+                data,
+                fua: op.fua,
+            },
+            (ClientCommand::Read | ClientCommand::Write, _) => {
+                ClientRequest::Read { range: op.range }
+            }
+            (ClientCommand::Zero { hole }, _) => ClientRequest::Zero {
+                range: op.range,
+                hole,
+                fua: op.fua,
+            },
+            (ClientCommand::Flush | ClientCommand::Nothing, _) => ClientRequest::Flush,
+        };
+        let serial = client.serial;
+        let id = self.requests.insert(Pending {
+            client: index,
+            serial,
+            op,
+        });
+        let id = RequestId(u64::try_from(id).unwrap_or(u64::MAX));
+        self.request(place, id, volume, request);
+    }
+
+    fn request(
+        &mut self,
+        place: super::Place,
+        id: RequestId,
+        volume: VolumeId,
+        request: ClientRequest<PoolBuf>,
+    ) {
+        self.feed(
+            place,
+            Event::Client {
+                id,
+                volume,
+                request,
+            },
+        );
+    }
+
+    /// The core's answer to a request.
+    pub(super) fn reply(&mut self, id: RequestId, result: Result<Option<PoolBuf>, ClientError>) {
+        let Some(key) = usize::try_from(id.0)
+            .ok()
+            .filter(|key| self.requests.contains(*key))
+        else {
+            debug_assert!(false, "an answer to a request that is not in flight");
+            return;
+        };
+        let Pending { client, serial, op } = self.requests.remove(key);
+        if self
+            .clients
+            .get(client)
+            .is_some_and(|client| client.serial == serial)
+        {
+            self.answer(client, &op, result);
+        }
+    }
+
+    fn answer(
+        &mut self,
+        index: usize,
+        op: &ClientOp,
+        result: Result<Option<PoolBuf>, ClientError>,
+    ) {
+        let client = &mut self.clients[index];
+        client.end(op);
+        if client.dead {
+            return;
+        }
+        let (outcome, data) = match result {
+            Ok(data) => (Ok(()), data),
+            Err(error) => (Err(error), None),
+        };
+        let headers = client.outbox.batch.headers();
+        if client.protocol.reply(op, outcome, headers)
+            && let Some(data) = data
+        {
+            append(&mut client.outbox.batch, data);
+        }
+        self.mark_client(index);
+    }
+
+    /// Takes no more requests; the rest is answered and sent first.
+    fn close_client(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        if !client.closing {
+            client.closing = true;
+            if let Some(op) = client.write.take() {
+                // Its payload never came as a whole: the request was never made.
+                client.end(&op);
+            }
+            client.stalled = false;
+            client.deadline = Some(self.now.plus_ms(LINGER_MS));
+        }
+        self.mark_client(index);
+    }
+
+    /// Forgets what is to be sent: the socket is gone.
+    fn kill_client(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        if !client.dead {
+            client.dead = true;
+            client.closing = true;
+            client.stalled = false;
+            client.outbox.fail();
+            shut(&client.fd);
+        }
+        self.mark_client(index);
+    }
+
+    /// Closes what is to be closed and has nothing left to say; forgets what is over.
+    fn end_client(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        if client.closing && !client.dead && client.outbox.is_idle() && client.in_flight == 0 {
+            client.dead = true;
+            shut(&client.fd);
+        }
+        if client.is_over() && !client.dirty {
+            self.clients.remove(index);
+        }
+    }
+
+    pub(super) fn retry_stalled(&mut self) {
+        if self.stalled_clients.is_empty() && self.stalled_peers.is_empty() {
+            return;
+        }
+        for index in std::mem::take(&mut self.stalled_clients) {
+            if self
+                .clients
+                .get_mut(index)
+                .is_some_and(|c| std::mem::take(&mut c.stalled))
+            {
+                self.pump_client(index);
+            }
+        }
+        for index in std::mem::take(&mut self.stalled_peers) {
+            self.retry_peer(index);
+        }
+    }
+
+    /// New connections of an export are served once what its other connections had pending when they
+    /// came was read (RULES 12): requests that a client sends again after a reconnect come after the
+    /// old ones.
+    pub(super) fn open_gates(&mut self) {
+        for index in std::mem::take(&mut self.gated) {
+            let Some(client) = self.clients.get(index) else {
+                continue;
+            };
+            if client.closing {
+                continue;
+            }
+            if matches!(client.gate, Gate::Arrived) {
+                // What the kernel has put into our buffers and we have not seen yet is in neither
+                // count: look at it first.
+                if self.ring.is_ready() {
+                    self.gated.push(index);
+                    continue;
+                }
+                let behind = self.pending_before(index);
+                self.clients[index].gate = Gate::Waiting {
+                    behind,
+                    since: self.now,
+                };
+            }
+            if self.may_serve(index) {
+                self.clients[index].gate = Gate::Open;
+                self.pump_client(index);
+            } else {
+                self.gated.push(index);
+            }
+        }
+        if !self.gated.is_empty() {
+            self.next_scan = self.next_scan.min(self.now.plus_ms(GATE_LOOK_MS));
+        }
+    }
+
+    fn pending_before(&self, index: usize) -> Vec<Behind> {
+        let (target, serial) = (self.clients[index].target, self.clients[index].serial);
+        let others = self.clients.iter().filter(|(_, other)| {
+            other.target == target && other.serial < serial && !other.dead && !other.closing
+        });
+        others
+            .map(|(client, other)| {
+                let unread = sys::unread_bytes(other.fd.as_fd()).unwrap_or(0);
+                let upto = other.inbox.total() + unread;
+                Behind {
+                    client,
+                    serial: other.serial,
+                    upto,
+                }
+            })
+            .collect()
+    }
+
+    fn may_serve(&mut self, index: usize) -> bool {
+        let Gate::Waiting { behind, since } = &self.clients[index].gate else {
+            return true;
+        };
+        let waited_ms = self.now.ms_since(*since);
+        let late = waited_ms >= GATE_MS;
+        // What a TCP client's own kernel still holds follows as soon as there is room: it has come
+        // when the socket is found empty. A busy connection may never be; that is waited for a moment.
+        let settling = waited_ms < SETTLE_MS;
+        let waiting: Vec<usize> = behind
+            .iter()
+            .filter(|pending| {
+                self.clients.get(pending.client).is_some_and(|other| {
+                    let same = other.serial == pending.serial && !other.closing;
+                    let unread = || sys::unread_bytes(other.fd.as_fd()).is_ok_and(|n| n > 0);
+                    same && (!other.has_read(pending.upto) || (settling && unread()))
+                })
+            })
+            .map(|pending| pending.client)
+            .collect();
+        if waiting.is_empty() {
+            return true;
+        }
+        if late {
+            // Those that do not take their replies are given up: what was not read of them is never
+            // executed, which is as good an order. Where requests themselves are stuck, the new
+            // connection is: its client may try again.
+            let (mute, stuck): (Vec<usize>, Vec<usize>) = waiting
+                .into_iter()
+                .partition(|other| self.clients[*other].outbox.unsent() >= MAX_UNSENT_BYTES);
+            for other in mute {
+                self.kill_client(other);
+            }
+            if !stuck.is_empty() {
+                self.kill_client(index);
+            }
+            return stuck.is_empty();
+        }
+        false
+    }
+
+    pub(super) fn scan_clients(&mut self) {
+        for index in 0..self.clients.capacity() {
+            let Some(client) = self.clients.get(index) else {
+                continue;
+            };
+            let late = client.deadline.is_some_and(|at| at <= self.now);
+            // A closing client's requests in flight still run to their end; their replies don't.
+            if late && !client.dead && (!client.closing || client.in_flight == 0) {
+                self.kill_client(index);
+            }
+        }
+    }
+
+    pub(super) fn close_clients_of(&mut self, resource: ResourceId) {
+        for index in 0..self.clients.capacity() {
+            let Some(client) = self.clients.get(index) else {
+                continue;
+            };
+            if client
+                .target
+                .is_some_and(|target| target.resource == resource)
+            {
+                // The core answers no more: requests in flight are forgotten with the connection.
+                let serial = client.serial;
+                self.requests
+                    .retain(|_, request| request.client != index || request.serial != serial);
+                self.kill_client(index);
+            }
+        }
+    }
+
+    pub(super) fn shut_clients_down(&mut self) {
+        for index in 0..self.clients.capacity() {
+            if let Some(client) = self.clients.get_mut(index) {
+                client.protocol.shut_down();
+                self.close_client(index);
+            }
+        }
+    }
+}
+
+impl Client {
+    const fn end(&mut self, op: &ClientOp) {
+        self.in_flight -= 1;
+        self.in_flight_bytes -= op.payload_bytes();
+    }
+
+    const fn begin(&mut self, op: &ClientOp) {
+        self.in_flight += 1;
+        self.in_flight_bytes += op.payload_bytes();
+    }
+}

@@ -1,0 +1,320 @@
+//! The plane with real sockets and files, and with machines and a client protocol made for this.
+
+mod fakes;
+
+use self::fakes::{
+    CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, machine_of, wait_until,
+};
+use super::*;
+use crate::core::api::{Command, CommandError, Notice};
+use std::io::Write as _;
+use vocabulary::NodeSet;
+
+#[test]
+fn what_a_client_writes_it_reads_back_from_every_kind_of_store() {
+    for store in Store::everywhere() {
+        let node = Node::single(&store);
+        let mut client = node.client();
+        for (offset, len) in [(0, 4096), (5000, 1), (8191, 10_000), (1 << 20, 3 << 20)] {
+            let bytes: Vec<u8> = (0..len).map(|i: usize| i.to_le_bytes()[0] ^ 0x5a).collect();
+            assert_eq!(client.write(offset, &bytes), Ok(()));
+            assert!(client.read(offset, len) == Ok(bytes));
+        }
+        assert_eq!(client.zero(8192, 4096), Ok(()));
+        assert_eq!(client.read(8192, 4096), Ok(vec![0; 4096]));
+        assert_eq!(client.flush(), Ok(()));
+    }
+}
+
+#[test]
+fn hundreds_of_requests_in_flight_are_each_answered_once() {
+    for store in Store::everywhere() {
+        let node = Node::single(&store);
+        let mut client = node.client();
+        for i in 0..500_u64 {
+            client.send_write(i, i * 4096, &[i.to_le_bytes()[0]; 4096]);
+        }
+        let mut seen = vec![false; 500];
+        for _ in 0..500 {
+            let (cookie, result) = client.answer(0);
+            assert_eq!(result, Ok(vec![]));
+            assert!(!std::mem::replace(
+                &mut seen[usize::try_from(cookie).unwrap()],
+                true
+            ));
+        }
+        for i in 0..500_u64 {
+            client.send_read(i, i * 4096, 4096);
+        }
+        for _ in 0..500 {
+            let (cookie, result) = client.answer(4096);
+            assert_eq!(result, Ok(vec![cookie.to_le_bytes()[0]; 4096]));
+        }
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_its_replies_holds_up_nobody_else_and_takes_bounded_memory() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    let mut slow = node.client();
+    let mut greedy = slow.stream.try_clone().unwrap();
+    // Reads of 1 GiB in total, and nobody takes the answers.
+    let sender = std::thread::spawn(move || {
+        for i in 0..1024_u64 {
+            if greedy
+                .write_all(&LineClient::request(b'r', i, 0, 1 << 20))
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+    let mut other = node.client();
+    for i in 0..100 {
+        assert_eq!(other.write(i * 4096, &[1; 4096]), Ok(()));
+    }
+    let used = ask(|reply| node.handle.stats(reply)).pool.used_bytes;
+    assert!(used < 300 << 20, "{used} bytes of buffers are in use");
+    for i in 0..1024 {
+        let (cookie, result) = slow.answer(1 << 20);
+        assert_eq!((cookie, result.map(|bytes| bytes.len())), (i, Ok(1 << 20)));
+    }
+    sender.join().unwrap();
+}
+
+#[test]
+fn at_the_pools_limit_writes_wait_and_then_go_on() {
+    let store = Store::in_memory();
+    let node = Node::with(&store, |config| config.pool_bytes = 6 << 20);
+    let mut clients: Vec<_> = (0..8).map(|_| node.client()).collect();
+    let threads: Vec<_> = clients
+        .drain(..)
+        .zip(0_u8..)
+        .map(|(mut client, byte)| {
+            std::thread::spawn(move || {
+                let at = u64::from(byte) << 20;
+                for _ in 0..10 {
+                    assert_eq!(client.write(at, &vec![byte; 1 << 20]), Ok(()));
+                }
+                assert!(client.read(at, 1 << 20) == Ok(vec![byte; 1 << 20]));
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_vanishes_in_mid_request_costs_only_its_connection() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    let mut client = node.client();
+    client
+        .stream
+        .write_all(&LineClient::request(b'w', 1, 0, 1 << 20))
+        .unwrap();
+    client.stream.write_all(&[1; 1000]).unwrap();
+    drop(client);
+    let mut garbage = node.client();
+    garbage
+        .stream
+        .write_all(b"garbage that is no request of any kind")
+        .unwrap();
+    wait_until(|| ask(|reply| node.handle.stats(reply)).clients == 1);
+    drop(garbage);
+    wait_until(|| ask(|reply| node.handle.stats(reply)).clients == 0);
+    assert_eq!(node.client().write(0, &[1; 10]), Ok(()));
+}
+
+#[test]
+fn a_new_connection_is_served_after_what_older_ones_had_pending() {
+    let store = Store::in_memory();
+    for _ in 0..20 {
+        let node = Node::single(&store);
+        let mut old = node.unix_client();
+        assert_eq!(old.write(0, &[0; 4096]), Ok(()));
+        // More than the plane takes at once, the last of them to the block that is looked at.
+        for i in 0..60 {
+            old.send_write(i, 1 << 20, &vec![1; 1 << 20]);
+        }
+        old.send_write(60, 0, &[2; 4096]);
+        let mut new = node.unix_client();
+        assert_eq!(new.write(0, &[3; 4096]), Ok(()));
+        for _ in 0..61 {
+            assert_eq!(old.answer(0).1, Ok(vec![]));
+        }
+        assert_eq!(
+            new.read(0, 4096),
+            Ok(vec![3; 4096]),
+            "the old write came after the new one"
+        );
+    }
+}
+
+#[test]
+fn a_write_reaches_both_nodes_before_its_reply() {
+    for (here, there) in Store::everywhere().into_iter().zip(Store::everywhere()) {
+        let cluster = Cluster::pair(&here, &there);
+        let mut client = cluster.primary.client();
+        for i in 0..50_u64 {
+            let len = usize::try_from(1 + i * 7919 % 300_000).unwrap();
+            let bytes = vec![i.to_le_bytes()[0] | 1; len];
+            assert_eq!(client.write(i * 1000, &bytes), Ok(()));
+            let mut got = vec![0; len];
+            there.read(i * 1000, &mut got);
+            assert!(
+                got == bytes,
+                "write {i} of {len} bytes is not on the other node"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_lost_peer_is_reported_once_and_dialled_anew() {
+    let (here, there) = (Store::in_memory(), Store::in_memory());
+    let mut cluster = Cluster::pair(&here, &there);
+    let mut client = cluster.primary.client();
+    assert_eq!(client.write(0, &[1; 4096]), Ok(()));
+    cluster.stop_secondary();
+    wait_until(|| {
+        let reports = cluster.primary.reports();
+        reports
+            .iter()
+            .any(|report| matches!(report, Report::Notice(Notice::PeerLost { .. })))
+    });
+    let lost = |report: &&Report| matches!(report, Report::Notice(Notice::PeerLost { .. }));
+    assert_eq!(cluster.primary.reports().iter().filter(lost).count(), 1);
+    cluster.start_secondary(&there);
+    wait_until(|| client.write(4096, &[2; 4096]) == Ok(()));
+    let mut got = [0; 4096];
+    there.read(4096, &mut got);
+    assert_eq!(got, [2; 4096]);
+}
+
+#[test]
+fn strangers_on_the_peer_port_are_turned_away() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    let connection = || std::net::TcpStream::connect(node.peer_address).unwrap();
+    let mut garbage = connection();
+    garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let silent = connection();
+    garbage
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let _ = std::io::Read::read_to_end(&mut garbage, &mut Vec::new());
+    wait_until(|| ask(|reply| node.handle.stats(reply)).peers == 1);
+    drop(silent);
+    wait_until(|| ask(|reply| node.handle.stats(reply)).peers == 0);
+}
+
+#[test]
+fn commands_proposals_and_status_go_their_way() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    assert!(matches!(
+        command(
+            &node.handle,
+            RESOURCE,
+            Command::Promote {
+                drop: NodeSet::EMPTY
+            }
+        ),
+        Err(PlaneError::Command(CommandError::NoRecord))
+    ));
+    assert!(matches!(
+        command(&node.handle, ResourceId(404), Command::Demote),
+        Err(PlaneError::Unknown(ResourceId(404)))
+    ));
+    assert!(command(&node.handle, RESOURCE, Command::Demote).is_ok());
+    wait_until(|| {
+        node.reports()
+            .iter()
+            .any(|r| matches!(r, Report::Propose { .. }))
+    });
+    let status = ask(|reply| node.handle.status(reply));
+    assert_eq!(status.len(), 1);
+    assert_eq!(status[0].0, RESOURCE);
+}
+
+#[test]
+fn hashes_come_back_through_the_worker() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    assert_eq!(node.client().write(4096, &[1; 4096]), Ok(()));
+    // The fake's verify digests the first two blocks and fails unless the first is zero.
+    assert!(command(&node.handle, RESOURCE, Command::Verify { repair: false }).is_ok());
+    assert_eq!(node.client().write(0, &[1; 4096]), Ok(()));
+    assert!(command(&node.handle, RESOURCE, Command::Verify { repair: false }).is_err());
+}
+
+#[test]
+fn a_removed_resource_lets_go_of_its_store_and_its_clients_and_can_come_back() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    let mut client = node.client();
+    assert_eq!(client.write(0, &[7; 4096]), Ok(()));
+    assert!(ask(|reply| node.handle.remove_resource(RESOURCE, reply)).is_ok());
+    client.expect_closed();
+    let again = ask(|reply| node.handle.remove_resource(RESOURCE, reply));
+    assert!(matches!(again, Err(PlaneError::Unknown(_))));
+    // Opens the store anew, which needs its lock.
+    node.add(machine_of(&store, None));
+    assert_eq!(node.client().read(0, 4096), Ok(vec![7; 4096]));
+    let twice = ask(|reply| {
+        let new = NewResource {
+            cluster: CLUSTER,
+            resource: RESOURCE,
+            disks: Vec::new(),
+            machine: Box::new(|_| Box::new(fakes::Fake::default())),
+            peers: BTreeMap::new(),
+            meta_bytes: |_| 0,
+        };
+        node.handle.add_resource(new, reply);
+    });
+    assert!(matches!(twice, Err(PlaneError::Known(_))));
+}
+
+#[test]
+fn a_shutdown_answers_what_is_in_flight_and_then_everything_is_refused() {
+    let store = Store::in_memory();
+    let mut node = Node::single(&store);
+    let mut client = node.client();
+    for i in 0..100 {
+        client.send_write(i, i * 4096, &[1; 4096]);
+    }
+    // All were taken before the shutdown comes.
+    for _ in 0..100 {
+        assert_eq!(client.answer(0).1, Ok(vec![]));
+    }
+    node.stop();
+    client.expect_closed();
+    assert!(matches!(
+        command(&node.handle, RESOURCE, Command::Demote),
+        Err(PlaneError::Stopped)
+    ));
+    assert!(std::net::TcpStream::connect(node.client_address).is_err());
+}
+
+#[test]
+fn a_steady_load_makes_no_new_buffers() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    let mut client = node.client();
+    let mut rounds = |count| {
+        for i in 0..count {
+            client.write(i % 64 * 4096, &[1; 4096]).unwrap();
+            client.read(i % 64 * 4096, 4096).unwrap();
+        }
+    };
+    rounds(100);
+    let before = ask(|reply| node.handle.stats(reply)).pool.allocations;
+    rounds(1000);
+    assert_eq!(
+        ask(|reply| node.handle.stats(reply)).pool.allocations,
+        before
+    );
+}

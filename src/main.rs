@@ -1,1 +1,38 @@
-fn main() {}
+//! The `lockstep` binary: one node of a cluster, and the command line to it. Composition only: what
+//! replicates is in `replicator`, what keeps the configuration in `controller`.
+//!
+//! Exit codes: 0 done; 1 refused or failed (the reason is on standard error); 2 the command line is
+//! wrong; `demo --exec` exits with its command's status.
+
+mod api;
+mod cli;
+mod client;
+mod commands;
+mod config;
+mod daemon;
+mod data;
+mod demo;
+mod events;
+mod lock;
+mod metadata;
+mod nbd;
+mod node;
+mod operation;
+mod plane;
+mod resources;
+mod size;
+mod status;
+mod view;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match commands::run(cli::Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lockstep: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -3,4 +3,5 @@
 
 pub mod core;
 pub mod runtime;
+pub mod store;
 pub mod wire;

@@ -553,7 +553,7 @@ pub struct Identity {
     pub incarnation: Incarnation,
 }
 
-/// Limits and time-outs. Each is bounded in [`Settings::validate`].
+/// Limits and time-outs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// A ping goes out after this long without another message, in ms.
@@ -586,8 +586,6 @@ pub struct Settings {
     pub max_chunks: usize,
     /// The primary starts to require a resync target when no more than this is left, in bytes.
     pub admit_below_bytes: u64,
-    /// Most bytes of client requests under way; more wait.
-    pub max_client_bytes: u64,
 }
 
 impl Default for Settings {
@@ -609,7 +607,6 @@ impl Default for Settings {
             chunk_bytes: 256 << 10,
             max_chunks: 16,
             admit_below_bytes: 1 << 20,
-            max_client_bytes: 256 << 20,
         }
     }
 }

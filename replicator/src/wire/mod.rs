@@ -2,7 +2,7 @@
 //! into a frame, [`Decoder`] turns received bytes into messages. Pure: no sockets, no clock, no
 //! rules of replication; what a message means is the core's business.
 //!
-//! A frame is a fixed [header](header), a body and, for `Write` and `Fetched`, the payload's bytes as
+//! A frame is a fixed [header], a body and, for `Write` and `Fetched`, the payload's bytes as
 //! they are. [`encode`] writes header and body only; the driver sends the payload straight from its
 //! buffer behind them, and receives it straight into one (see [`Decoded::Payload`]).
 //!

@@ -1,0 +1,412 @@
+//! What can be asked of the configuration store, and what it answers. [`Document::apply`] is the only
+//! place where a document is made from another.
+
+use super::document::{
+    Document, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, Node, Replica, Report, Resource, Version,
+};
+use super::name::Name;
+use serde::{Deserialize, Serialize};
+use vocabulary::{
+    BLOCK_BYTES, Change, Epoch, Generation, HistoryId, Member, NodeId, Record, Refusal, ResourceId,
+};
+
+/// Largest volume, in bytes: what a file offset holds less room for metadata (4 EiB).
+pub const MAX_VOLUME_BYTES: u64 = 1 << 62;
+
+/// A change of the document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Changes nothing: its answer names a version that includes all that was committed before.
+    Nothing,
+    /// A node joins, or has new addresses.
+    SetNode {
+        /// The node.
+        node: Node,
+    },
+    /// A new resource. Its nodes create their replicas and report them; then it gets its record.
+    CreateResource {
+        /// Its name.
+        name: Name,
+        /// Its identity, random.
+        id: ResourceId,
+        /// The history that it begins with, random.
+        history: HistoryId,
+        /// Size in bytes of each volume.
+        sizes: Vec<u64>,
+        /// Where the replicas lie; their reports are ignored.
+        replicas: Vec<Replica>,
+        /// No change leaves fewer members in the in-sync set.
+        min_redundancy: u8,
+    },
+    /// A resource ceases to be. Its replicas' data stay where they are.
+    DeleteResource {
+        /// The resource.
+        resource: ResourceId,
+    },
+    /// A node attached its replica, and this is its disk.
+    Declare {
+        /// The resource.
+        resource: ResourceId,
+        /// The disk.
+        report: Report,
+    },
+    /// The record of a new resource is made with those replicas that have reported, without waiting
+    /// for the others any longer.
+    BeginResource {
+        /// The resource.
+        resource: ResourceId,
+    },
+    /// A change of a resource's record.
+    Propose {
+        /// The resource.
+        resource: ResourceId,
+        /// The generation of the record that the change was made for.
+        based_on: Generation,
+        /// The change.
+        change: Change,
+    },
+}
+
+/// Why a command was refused. The document is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refused {
+    /// The record does not take the change.
+    #[error("{0}")]
+    Record(#[from] Refusal),
+    /// There is no record yet.
+    #[error(
+        "resource {resource} has no record yet: its replicas are still being created; see `lockstep status`"
+    )]
+    NotBegun {
+        /// The resource.
+        resource: Name,
+    },
+    /// The name is taken.
+    #[error("there is a resource {name} already; choose another name or delete that one")]
+    ResourceExists {
+        /// The name.
+        name: Name,
+    },
+    /// No such resource (any more).
+    #[error("there is no resource {resource}; it may have been deleted meanwhile")]
+    NoResource {
+        /// The resource.
+        resource: ResourceId,
+    },
+    /// It is in use.
+    #[error("resource {name} has a primary (node {primary}); demote it first")]
+    InUse {
+        /// The resource.
+        name: Name,
+        /// The primary.
+        primary: NodeId,
+    },
+    /// Another node has that name.
+    #[error("the name {name} belongs to node {id} already; give each node its own name")]
+    NodeNameTaken {
+        /// The name.
+        name: Name,
+        /// Who has it.
+        id: NodeId,
+    },
+    /// A replica is placed on a node that is not in the cluster.
+    #[error("node {node} is not in the cluster")]
+    NoNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// Two replicas on one node.
+    #[error("node {node} is named twice; a node holds one replica of a resource")]
+    NodeTwice {
+        /// The node.
+        node: NodeId,
+    },
+    /// A report from a node that holds no replica.
+    #[error("node {node} holds no replica of the resource")]
+    NoReplica {
+        /// The node.
+        node: NodeId,
+    },
+    /// No replica has reported.
+    #[error("no replica of {name} has been created yet; see the daemons' logs for the reason")]
+    NothingReported {
+        /// The resource.
+        name: Name,
+    },
+    /// The number of replicas does not fit.
+    #[error("{count} replicas were asked for; a resource has 1 to {MAX_REPLICAS}")]
+    ReplicaCount {
+        /// As asked.
+        count: u32,
+    },
+    /// The number of volumes does not fit.
+    #[error("{count} volumes were asked for; a resource has 1 to {MAX_VOLUMES}")]
+    VolumeCount {
+        /// As asked.
+        count: u32,
+    },
+    /// A replica does not say where each volume lies.
+    #[error("node {node} has {given} backing stores for {wanted} volumes; name one for each")]
+    BackingCount {
+        /// The replica's node.
+        node: NodeId,
+        /// Backing stores.
+        given: u32,
+        /// Volumes.
+        wanted: u32,
+    },
+    /// A size is no size.
+    #[error(
+        "{size_bytes} bytes is not a size for a volume: a multiple of {BLOCK_BYTES} bytes from {BLOCK_BYTES} to {MAX_VOLUME_BYTES}"
+    )]
+    BadSize {
+        /// As asked.
+        size_bytes: u64,
+    },
+    /// `min_redundancy` can't be kept.
+    #[error("min_redundancy is {asked}; with {replicas} replicas it is from 1 to {replicas}")]
+    BadRedundancy {
+        /// As asked.
+        asked: u8,
+        /// Replicas.
+        replicas: u32,
+    },
+    /// The cluster has enough of them.
+    #[error("a cluster has at most {MAX_RESOURCES} resources; delete one first")]
+    TooManyResources,
+}
+
+impl Document {
+    /// The document after the command, or why it was refused. A command that changes nothing gives
+    /// the same document with the same version.
+    ///
+    /// # Errors
+    /// [`Refused`]; the document is as it was.
+    pub fn apply(&self, command: &Command) -> Result<Self, Refused> {
+        let mut next = self.clone();
+        match command {
+            Command::Nothing => {}
+            Command::SetNode { node } => next.set_node(node)?,
+            Command::CreateResource {
+                name,
+                id,
+                history,
+                sizes,
+                replicas,
+                min_redundancy,
+            } => next.create(Resource {
+                name: name.clone(),
+                id: *id,
+                initial_sizes: sizes.clone(),
+                replicas: replicas.clone(),
+                min_redundancy: *min_redundancy,
+                history: *history,
+                record: None,
+            })?,
+            Command::DeleteResource { resource } => next.delete(*resource)?,
+            Command::Declare { resource, report } => next.declare(*resource, *report)?,
+            Command::BeginResource { resource } => next.begin(*resource)?,
+            Command::Propose {
+                resource,
+                based_on,
+                change,
+            } => next.propose(*resource, *based_on, change)?,
+        }
+        if next != *self {
+            next.version = Version(self.version.0 + 1);
+        }
+        Ok(next)
+    }
+
+    fn set_node(&mut self, node: &Node) -> Result<(), Refused> {
+        if let Some(other) = self.node_named(node.name.as_str())
+            && other.id != node.id
+        {
+            return Err(Refused::NodeNameTaken {
+                name: node.name.clone(),
+                id: other.id,
+            });
+        }
+        self.nodes.retain(|other| other.id != node.id);
+        self.nodes.push(node.clone());
+        self.nodes.sort_unstable_by_key(|node| node.id);
+        Ok(())
+    }
+
+    fn create(&mut self, mut resource: Resource) -> Result<(), Refused> {
+        if let Some(present) = self.resource_named(resource.name.as_str()) {
+            // The same command once more (its answer was lost) is not an error.
+            if present.id == resource.id {
+                return Ok(());
+            }
+            return Err(Refused::ResourceExists {
+                name: resource.name,
+            });
+        }
+        if self.resources.len() >= MAX_RESOURCES {
+            return Err(Refused::TooManyResources);
+        }
+        self.check_shape(&resource)?;
+        for replica in &mut resource.replicas {
+            replica.report = None;
+        }
+        resource
+            .replicas
+            .sort_unstable_by_key(|replica| replica.node);
+        self.resources.push(resource);
+        self.resources.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(())
+    }
+
+    fn check_shape(&self, resource: &Resource) -> Result<(), Refused> {
+        let volumes = resource.initial_sizes.len();
+        if volumes == 0 || volumes > MAX_VOLUMES {
+            return Err(Refused::VolumeCount {
+                count: count(volumes),
+            });
+        }
+        if let Some(&size_bytes) = resource.initial_sizes.iter().find(|&&size| !is_size(size)) {
+            return Err(Refused::BadSize { size_bytes });
+        }
+        let replicas = count(resource.replicas.len());
+        if resource.replicas.is_empty() || resource.replicas.len() > MAX_REPLICAS {
+            return Err(Refused::ReplicaCount { count: replicas });
+        }
+        let min = resource.min_redundancy;
+        if min == 0 || u32::from(min) > replicas {
+            return Err(Refused::BadRedundancy {
+                asked: min,
+                replicas,
+            });
+        }
+        for (place, replica) in resource.replicas.iter().enumerate() {
+            let node = replica.node;
+            if self.node(node).is_none() {
+                return Err(Refused::NoNode { node });
+            }
+            if resource.replicas[..place].iter().any(|r| r.node == node) {
+                return Err(Refused::NodeTwice { node });
+            }
+            if replica.backing.len() != volumes {
+                return Err(Refused::BackingCount {
+                    node,
+                    given: count(replica.backing.len()),
+                    wanted: count(volumes),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, id: ResourceId) -> Result<(), Refused> {
+        let resource = self.find(id)?;
+        if let Some(primary) = resource.record.as_ref().and_then(|record| record.primary) {
+            return Err(Refused::InUse {
+                name: resource.name.clone(),
+                primary,
+            });
+        }
+        self.resources.retain(|resource| resource.id != id);
+        Ok(())
+    }
+
+    fn declare(&mut self, id: ResourceId, report: Report) -> Result<(), Refused> {
+        let resource = self.find_mut(id)?;
+        let node = report.member.node;
+        let replica = resource
+            .replicas
+            .iter_mut()
+            .find(|replica| replica.node == node)
+            .ok_or(Refused::NoReplica { node })?;
+        replica.report = Some(report);
+        let all = resource.replicas.iter().all(|r| r.report.is_some());
+        if resource.record.is_none() && all {
+            resource.record = first_record(resource);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, id: ResourceId) -> Result<(), Refused> {
+        let resource = self.find_mut(id)?;
+        if resource.record.is_none() {
+            resource.record = first_record(resource);
+            if resource.record.is_none() {
+                return Err(Refused::NothingReported {
+                    name: resource.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn propose(
+        &mut self,
+        id: ResourceId,
+        based_on: Generation,
+        change: &Change,
+    ) -> Result<(), Refused> {
+        let resource = self.find_mut(id)?;
+        let Some(record) = &resource.record else {
+            return Err(Refused::NotBegun {
+                resource: resource.name.clone(),
+            });
+        };
+        if let Change::Resize { size_bytes, .. } = change
+            && !is_size(*size_bytes)
+        {
+            return Err(Refused::BadSize {
+                size_bytes: *size_bytes,
+            });
+        }
+        let next = record.apply(based_on, change, &resource.declared())?;
+        resource.record = Some(next);
+        Ok(())
+    }
+
+    fn find(&self, id: ResourceId) -> Result<&Resource, Refused> {
+        self.resource(id)
+            .ok_or(Refused::NoResource { resource: id })
+    }
+
+    fn find_mut(&mut self, id: ResourceId) -> Result<&mut Resource, Refused> {
+        self.resources
+            .iter_mut()
+            .find(|resource| resource.id == id)
+            .ok_or(Refused::NoResource { resource: id })
+    }
+}
+
+/// The record that a resource begins with: no primary, epoch 0. Stores that are known to read as
+/// zeroes are equal and all in sync; where one is not, the contents of the first of them count and
+/// the others are copied from it.
+fn first_record(resource: &Resource) -> Option<Record> {
+    let reports: Vec<Report> = resource.replicas.iter().filter_map(|r| r.report).collect();
+    let in_sync: Vec<Member> = match reports.iter().find(|report| !report.empty) {
+        None => reports.iter().map(|report| report.member).collect(),
+        Some(first) => vec![first.member],
+    };
+    if in_sync.is_empty() {
+        return None;
+    }
+    Some(Record {
+        resource: resource.id,
+        generation: Generation(1),
+        epoch: Epoch(0),
+        history: resource.history,
+        sizes: resource.initial_sizes.clone(),
+        primary: None,
+        in_sync,
+        replicas: resource.replicas.iter().map(|r| r.node).collect(),
+        min_redundancy: resource.min_redundancy,
+    })
+}
+
+const fn is_size(size_bytes: u64) -> bool {
+    size_bytes >= BLOCK_BYTES
+        && size_bytes <= MAX_VOLUME_BYTES
+        && size_bytes.is_multiple_of(BLOCK_BYTES)
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,19 @@
+//! The configuration store as a state machine: `(document, command) -> document or refusal`. It
+//! draws no randomness (ids come in with the command), reads no clock and does no I/O, so that a
+//! voter, a replay and a simulation agree on what a command means.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod command;
+mod document;
+mod name;
+
+pub use command::{Command, MAX_VOLUME_BYTES, Refused};
+pub use document::{
+    Backing, Document, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MetadataKind, Node, Replica,
+    Report, Resource, Version,
+};
+pub use name::{MAX_NAME_BYTES, Name, NameError};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! The listening side of a controller: greets, takes commands for the voter and forwarded commands
+//! for this node, and tells documents to those who asked for them. Every connection is bounded in
+//! number, in silence and in the size of its messages.
+
+use super::handle::{Forwarded, Job};
+use super::wire::{Decision, FromServer, ToServer, Who};
+use super::{FrameError, frame};
+use crate::core::Document;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use vocabulary::{ClusterId, NodeId};
+
+/// Connections at a time: 32 nodes with a standing one and a few forwarded commands each.
+const MAX_CONNECTIONS: usize = 128;
+/// A connection has to say who it is within this time.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// A standing connection that says nothing for this long is closed; the other side pings.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// A receiver that does not take an answer for this long is given up.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// Wait after a failed accept (no descriptors left), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Answers that wait on one connection.
+const ANSWERS: usize = 64;
+
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) who: Who,
+    /// `None` on a node that keeps no document.
+    pub(super) jobs: Option<mpsc::Sender<Job>>,
+    pub(super) documents: watch::Receiver<Option<Arc<Document>>>,
+    pub(super) forwarded: mpsc::Sender<Forwarded>,
+}
+
+impl Server {
+    pub(super) async fn run(self, listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    let server = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = server.serve(stream).await {
+                            tracing::debug!(%from, %error, "a controller connection ended");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept a controller connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(mut self, stream: TcpStream) -> Result<(), FrameError> {
+        stream.set_nodelay(true)?;
+        let cluster = self.who.cluster;
+        let (mut input, mut output) = stream.into_split();
+        let hello = timeout(HELLO_LIMIT, frame::read(&mut input, cluster))
+            .await
+            .map_err(|_| silent())??;
+        let ToServer::Hello {
+            node,
+            name,
+            to,
+            subscribe,
+        } = hello
+        else {
+            return Err(FrameError::Contents);
+        };
+        let accepted = to == self.who.node;
+        let greeting = if accepted {
+            FromServer::Welcome {
+                node: self.who.node,
+                voter: self.jobs.is_some(),
+            }
+        } else {
+            FromServer::NotMe {
+                node: self.who.node,
+            }
+        };
+        send(&mut output, cluster, &greeting).await?;
+        if !accepted {
+            return Ok(());
+        }
+        tracing::debug!(%node, %name, subscribe, "a controller connected");
+        let (answers, mut outbox) = mpsc::channel(ANSWERS);
+        let reader = self.read_all(node, input, answers);
+        tokio::pin!(reader);
+        if subscribe {
+            self.documents.mark_changed();
+        }
+        let mut documents = self.documents.clone();
+        if subscribe {
+            documents.mark_changed();
+        }
+        loop {
+            tokio::select! {
+                end = &mut reader => return end,
+                Some(answer) = outbox.recv() => send(&mut output, cluster, &answer).await?,
+                changed = documents.changed(), if subscribe => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let document = documents.borrow_and_update().clone();
+                    if let Some(document) = document {
+                        let message = FromServer::Document(Document::clone(&document));
+                        send(&mut output, cluster, &message).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads until the connection ends. Answers go to the writer through a bounded queue.
+    fn read_all(
+        &self,
+        from: NodeId,
+        mut input: OwnedReadHalf,
+        answers: mpsc::Sender<FromServer>,
+    ) -> impl Future<Output = Result<(), FrameError>> + use<> {
+        let (cluster, jobs, forwarded) =
+            (self.who.cluster, self.jobs.clone(), self.forwarded.clone());
+        async move {
+            loop {
+                let message = timeout(SILENCE_LIMIT, frame::read(&mut input, cluster))
+                    .await
+                    .map_err(|_| silent())??;
+                match message {
+                    ToServer::Hello { .. } => return Err(FrameError::Contents),
+                    ToServer::Ping => {
+                        let _ = answers.send(FromServer::Pong).await;
+                    }
+                    ToServer::Command { id, command } => {
+                        let (answer, decided) = oneshot::channel();
+                        let queued = match &jobs {
+                            Some(jobs) => jobs.send(Job { command, answer }).await.is_ok(),
+                            None => false,
+                        };
+                        let answers = answers.clone();
+                        tokio::spawn(async move {
+                            let result = match decided.await {
+                                Ok(decision) => decision,
+                                Err(_) if queued => Decision::Undecided,
+                                Err(_) => Decision::NotVoter,
+                            };
+                            let _ = answers.send(FromServer::Decided { id, result }).await;
+                        });
+                    }
+                    ToServer::Forward { id, body } => {
+                        let (answer, answered) = oneshot::channel();
+                        // A node that starts or stops has nobody to take it: the queue is closed,
+                        // and the empty answer says so.
+                        let _ = forwarded.send(Forwarded { from, body, answer }).await;
+                        let answers = answers.clone();
+                        tokio::spawn(async move {
+                            let body = answered.await.unwrap_or_default();
+                            let _ = answers.send(FromServer::Forwarded { id, body }).await;
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn send(
+    output: &mut tokio::net::tcp::OwnedWriteHalf,
+    cluster: ClusterId,
+    message: &FromServer,
+) -> Result<(), FrameError> {
+    timeout(WRITE_LIMIT, async {
+        frame::write(output, cluster, message).await?;
+        output.flush().await?;
+        Ok(())
+    })
+    .await
+    .map_err(|_| silent())?
+}
+
+fn silent() -> FrameError {
+    FrameError::Io(std::io::ErrorKind::TimedOut.into())
+}

@@ -1,0 +1,163 @@
+//! Promises that hold for every stream of bytes: where it is split changes nothing, nothing panics,
+//! nothing is taken that was not given, and memory stays bounded.
+
+mod common;
+
+use common::message::{self, option, question, request};
+use common::session::Session;
+use nbd_frontend::Limits;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// Small limits, so that small inputs go beyond them.
+fn limits() -> Limits {
+    Limits {
+        max_payload_bytes: 600,
+        max_option_bytes: 64,
+        max_options: 20,
+        ..Limits::default()
+    }
+}
+
+fn message() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop_oneof![
+        Just(""),
+        Just("r0"),
+        Just("r0/1"),
+        Just("backup"),
+        Just("nope")
+    ];
+    let any_option = (0_u32..13, vec(any::<u8>(), 0..80)).prop_map(|(n, data)| option(n, &data));
+    let good_option = (name, vec(0_u16..5, 0..4), prop_oneof![Just(6_u32), Just(7)])
+        .prop_map(|(name, infos, number)| option(number, &question(name, &infos)));
+    let any_request = (
+        0_u16..64,
+        0_u16..10,
+        any::<u64>(),
+        0_u64..1_100_000,
+        0_u32..700,
+    )
+        .prop_map(|(flags, command, cookie, offset, length)| {
+            let mut bytes = request(flags, command, cookie, offset, length);
+            if command == message::WRITE {
+                bytes.resize(bytes.len() + usize::try_from(length).unwrap(), 0x5a);
+            }
+            bytes
+        });
+    let good_request = (0_u16..2, 0_u16..7, any::<u64>(), 0_u64..2048, 1_u32..600)
+        .prop_filter("DISC ends everything", |(_, command, ..)| {
+            *command != message::DISC
+        })
+        .prop_map(|(flags, command, cookie, offset, length)| {
+            let (offset, length) = if command == message::FLUSH {
+                (0, 0)
+            } else {
+                (offset * 512, length)
+            };
+            let mut bytes = request(flags, command, cookie, offset, length);
+            if command == message::WRITE {
+                bytes.resize(bytes.len() + usize::try_from(length).unwrap(), 0xa5);
+            }
+            bytes
+        });
+    prop_oneof![
+        2 => any_option,
+        2 => good_option,
+        3 => any_request,
+        6 => good_request,
+        1 => vec(any::<u8>(), 0..40),
+    ]
+}
+
+/// A stream that gets somewhere: flags, perhaps structured replies, perhaps an export, messages.
+fn stream() -> impl Strategy<Value = Vec<u8>> {
+    (
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+        vec(message(), 0..20),
+    )
+        .prop_map(|(zeroes, structured, open, messages)| {
+            let mut bytes = vec![0, 0, 0, if zeroes { 1 } else { 3 }];
+            if structured {
+                bytes.extend_from_slice(&option(message::STRUCTURED_REPLY, b""));
+            }
+            if open {
+                bytes.extend_from_slice(&option(message::GO, &question("r0", &[3])));
+            }
+            bytes.extend_from_slice(&messages.concat());
+            bytes
+        })
+}
+
+fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Session {
+    let mut session = Session::new(limits());
+    session.serving = true;
+    for piece in pieces {
+        session.feed(piece);
+    }
+    session
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn where_the_stream_is_split_changes_nothing(
+        bytes in stream(),
+        cuts in vec(any::<prop::sample::Index>(), 0..12),
+    ) {
+        let whole = run([&bytes[..]]);
+        let single = run(bytes.chunks(1));
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        ends.push(0);
+        ends.push(bytes.len());
+        ends.sort_unstable();
+        let split = run(ends.windows(2).map(|pair| &bytes[pair[0]..pair[1]]));
+        for other in [&single, &split] {
+            prop_assert_eq!(&whole.steps, &other.steps);
+            prop_assert_eq!(&whole.payload, &other.payload);
+            prop_assert_eq!(&whole.sent, &other.sent);
+            prop_assert_eq!(&whole.out, &other.out);
+        }
+    }
+
+    #[test]
+    fn garbage_is_survived_in_bounded_memory(bytes in vec(any::<u8>(), 0..2000)) {
+        let session = run(bytes.chunks(100));
+        // Every message of at least 16 bytes gets at most the list of exports.
+        prop_assert!(session.sent.len() + session.out.len() <= 64 + bytes.len() * 20);
+    }
+
+    #[test]
+    fn damaged_streams_are_survived(
+        mut bytes in stream(),
+        hits in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        for (place, value) in hits {
+            let place = place.index(bytes.len());
+            bytes[place] = value;
+        }
+        let session = run([&bytes[..]]);
+        prop_assert!(session.connection.in_flight() == 0);
+    }
+
+    #[test]
+    fn requests_that_are_handed_out_lie_inside_the_export(
+        flags in any::<u16>(),
+        command in 0_u16..9,
+        offset in prop_oneof![any::<u64>(), 0_u64..1_100_000],
+        length in prop_oneof![any::<u32>(), 0_u32..5000],
+    ) {
+        let mut session = Session::open("r0", true);
+        session.feed(&request(flags, command, 1, offset, length));
+        for step in &session.steps {
+            if let nbd_frontend::Step::Request(taken) | nbd_frontend::Step::Write(taken) = step {
+                prop_assert!(taken.offset + taken.length <= common::R0_BYTES);
+                prop_assert!(taken.payload_bytes() <= nbd_frontend::MAX_PAYLOAD_BYTES);
+                prop_assert_eq!(taken.offset, offset);
+                prop_assert_eq!(taken.length, u64::from(length));
+            }
+        }
+    }
+}

@@ -1,0 +1,757 @@
+//! The local replica's bookkeeping: turns a role's reads and writes into disk requests in the order
+//! that keeps RULES 6 and 7. Before the first byte of a write goes to the disk its range is in the
+//! window and its extents are durably in the activity log; before an extent leaves the log its
+//! bitmap pages are on disk; a promise is on disk, in both copies, before it is acted in.
+//!
+//! It decides nothing about peers, and it never retries a failed write (RULES 1).
+
+mod bits;
+mod metadata;
+
+use super::api::{Action, BlockHash, DiskError, Identity, Notice, OpId, Payload, Settings};
+use super::attach::AttachedVolume;
+use super::block_set::BlockSet;
+use super::message::{Seq, VolumeRange, WriteKind};
+use super::mutation::{Mutation, mutated};
+use super::window::{Entry, Window};
+use super::{Step, Tag};
+use crate::store::{ActivityLog, Bitmap, Layout, Pin, Superblock};
+use metadata::{LogStep, Saves, SuperblockStep};
+use slab::Slab;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use vocabulary::{EXTENT_BYTES, Epoch, HistoryId, NodeSet, VolumeId};
+
+/// How local I/O ended.
+#[derive(Debug)]
+pub(crate) enum Done<P> {
+    Ok,
+    Data(P),
+    Hashes(Vec<BlockHash>, P),
+    Failed(DiskError),
+}
+
+impl<P> Done<P> {
+    pub(crate) fn error(&self) -> Option<DiskError> {
+        match self {
+            Self::Failed(error) => Some(*error),
+            _ => None,
+        }
+    }
+}
+
+/// A write that waits until its extents are hot.
+#[derive(Debug)]
+enum Body<P> {
+    Write {
+        data: P,
+        durable: bool,
+    },
+    Zero {
+        hole: bool,
+        durable: bool,
+    },
+    /// Only the window and the log.
+    Touch(u64),
+}
+
+#[derive(Debug)]
+struct Waiting<P> {
+    tag: Tag,
+    at: VolumeRange,
+    body: Body<P>,
+}
+
+/// What a request to the driver was for.
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    Data {
+        tag: Tag,
+        at: VolumeRange,
+        write: bool,
+    },
+    Flush {
+        join: u64,
+    },
+    Log {
+        volume: usize,
+    },
+    Page {
+        volume: usize,
+        slot: u8,
+        page: u32,
+    },
+    Superblock {
+        volume: usize,
+    },
+    Grow {
+        tag: Tag,
+        volume: usize,
+        size_bytes: u64,
+    },
+}
+
+/// Several requests that end as one.
+#[derive(Debug)]
+struct Join {
+    tag: Tag,
+    at: Option<VolumeRange>,
+    left: usize,
+    error: Option<DiskError>,
+}
+
+#[derive(Debug)]
+struct Volume<P> {
+    layout: Layout,
+    superblock: Superblock,
+    log: ActivityLog,
+    bitmap: Bitmap,
+    log_step: LogStep,
+    superblock_step: SuperblockStep,
+    saves: Saves,
+    /// Extents to activate, in the order of need.
+    wanted: BTreeSet<u32>,
+    /// Pins of extents that are not hot yet.
+    cold_pins: BTreeMap<u32, u32>,
+    /// Extents that the old part of the window pins.
+    old_pins: BTreeSet<u32>,
+    waiting: VecDeque<Waiting<P>>,
+}
+
+/// A completion for the role: what it was for, the range, how it ended.
+pub(crate) type Completion<P> = (Tag, Option<VolumeRange>, Done<P>);
+
+#[derive(Debug)]
+pub(crate) struct Local<P> {
+    identity: Identity,
+    volumes: Vec<Volume<P>>,
+    window: Window,
+    whole_window: bool,
+    pending: Slab<Pending>,
+    joins: Slab<Join>,
+    done: VecDeque<Completion<P>>,
+    /// Data requests under way: what a drain waits for.
+    busy: usize,
+    failed: bool,
+    closing: Closing,
+}
+
+/// How far a clean close is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    Flushing,
+    Saving,
+}
+
+impl<P: Payload> Local<P> {
+    pub(crate) fn new(identity: Identity, attached: Vec<AttachedVolume>) -> Self {
+        let mut whole_window = false;
+        let mut volumes = Vec::new();
+        let mut old = Vec::new();
+        for volume in attached {
+            whole_window |= volume.whole_window;
+            let mut set = BlockSet::default();
+            let mut log = volume.log;
+            let mut old_pins = BTreeSet::new();
+            // After a restart the log's extents are the window (RULES 6).
+            let hot: Vec<u32> = log.hot_extents().collect();
+            for extent in hot {
+                if mutated(Mutation::LogNotWindow) {
+                    continue;
+                }
+                if log.pin(extent) == Pin::Hot {
+                    old_pins.insert(extent);
+                }
+                let start = u64::from(extent) * EXTENT_BYTES;
+                let end = (start + EXTENT_BYTES).min(volume.superblock.data_bytes);
+                set.insert(vocabulary::ByteRange::between(start, end));
+            }
+            if volume.whole_window && !mutated(Mutation::LogNotWindow) {
+                set.insert(vocabulary::ByteRange::between(
+                    0,
+                    volume.superblock.data_bytes,
+                ));
+            }
+            old.push(set);
+            volumes.push(Volume {
+                layout: volume.layout,
+                superblock: volume.superblock,
+                log,
+                bitmap: volume.bitmap,
+                log_step: LogStep::Idle,
+                superblock_step: SuperblockStep::default(),
+                saves: Saves::default(),
+                wanted: BTreeSet::new(),
+                cold_pins: BTreeMap::new(),
+                old_pins,
+                waiting: VecDeque::new(),
+            });
+        }
+        Self {
+            identity,
+            volumes,
+            window: Window::new(old),
+            whole_window,
+            pending: Slab::new(),
+            joins: Slab::new(),
+            done: VecDeque::new(),
+            busy: 0,
+            failed: false,
+            closing: Closing::No,
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    pub(crate) fn volumes(&self) -> usize {
+        self.volumes.len()
+    }
+
+    pub(crate) fn volume_ids(&self) -> impl Iterator<Item = VolumeId> + use<P> {
+        (0..self.volumes.len()).map(|i| VolumeId(u16::try_from(i).unwrap_or(u16::MAX)))
+    }
+
+    pub(crate) fn size(&self, volume: VolumeId) -> u64 {
+        self.volumes[volume.index()].superblock.data_bytes
+    }
+
+    pub(crate) fn hot_extents(&self, volume: VolumeId) -> u64 {
+        self.volumes[volume.index()].log.hot_extents().count() as u64
+    }
+
+    /// Is the range within a volume of this replica?
+    pub(crate) fn fits(&self, at: VolumeRange) -> bool {
+        self.volumes
+            .get(at.volume.index())
+            .is_some_and(|v| at.range.end() <= v.superblock.data_bytes)
+    }
+
+    pub(crate) fn failed(&self) -> bool {
+        self.failed
+    }
+
+    pub(crate) fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// The activity log could not be read: everything may have been written.
+    pub(crate) fn whole_window(&self) -> bool {
+        self.whole_window
+    }
+
+    /// Highest epoch that was promised.
+    pub(crate) fn promised(&self) -> Epoch {
+        self.volumes
+            .iter()
+            .map(|v| v.superblock.epoch)
+            .max()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn history(&self) -> HistoryId {
+        self.volumes
+            .first()
+            .map(|v| v.superblock.history)
+            .unwrap_or_default()
+    }
+
+    /// Is no data request under way?
+    pub(crate) fn drained(&self) -> bool {
+        self.busy == 0
+    }
+
+    pub(crate) fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    pub(crate) fn next_done(&mut self) -> Option<Completion<P>> {
+        self.done.pop_front()
+    }
+
+    // ---- the window ----
+
+    /// Remembers a range that is about to be written.
+    pub(crate) fn window_add(
+        &mut self,
+        _step: &mut Step<'_, P>,
+        seq: Seq,
+        at: VolumeRange,
+        kind: WriteKind,
+    ) {
+        self.window.add(Entry { seq, at, kind });
+        let volume = &mut self.volumes[at.volume.index()];
+        for extent in extents(at) {
+            volume.pin(extent);
+        }
+    }
+
+    /// Drops what waits for the log: it was never started.
+    fn cancel_waiting(&mut self) {
+        for volume in &mut self.volumes {
+            self.busy -= volume.waiting.len();
+            volume.waiting.clear();
+        }
+    }
+
+    /// The session is over: its part of the window becomes part of the old one.
+    pub(crate) fn live_becomes_old(&mut self) {
+        self.cancel_waiting();
+        let now = vocabulary::Time::default();
+        for entry in self.window.take_live() {
+            let index = entry.at.volume.index();
+            self.window.old[index].insert(entry.at.range);
+            let volume = &mut self.volumes[index];
+            for extent in extents(entry.at) {
+                if volume.old_pins.insert(extent) {
+                    volume.pin(extent);
+                }
+                volume.unpin(extent, now);
+            }
+        }
+    }
+
+    /// Extents that the smallest log of a volume can hold.
+    pub(crate) fn log_capacity(&self) -> u64 {
+        self.volumes
+            .iter()
+            .map(|v| u64::from(v.log.capacity().get()))
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Takes ranges into the old part of the window; done when the log covers them. What the log has
+    /// no room for is marked for every other replica instead, which says more than the window would.
+    pub(crate) fn touch(&mut self, step: &mut Step<'_, P>, tag: Tag, ranges: &[VolumeRange]) {
+        let left = ranges.len() + 2;
+        let join = self.joins.insert(Join {
+            tag,
+            at: None,
+            left,
+            error: None,
+        }) as u64;
+        let mut marked = false;
+        for at in ranges {
+            let index = at.volume.index();
+            let volume = &mut self.volumes[index];
+            let new = extents(*at)
+                .filter(|e| !volume.old_pins.contains(e))
+                .count();
+            // Half of the log is left to writes.
+            let room = volume.log.capacity().get() as usize / 2;
+            if volume.old_pins.len() + new > room.max(1) && new > 0 {
+                for node in self.bound_nodes() {
+                    self.mark(node, *at);
+                }
+                marked = true;
+                self.join_done(join, None);
+                continue;
+            }
+            self.window.old[index].insert(at.range);
+            for extent in extents(*at) {
+                if volume.old_pins.insert(extent) {
+                    volume.pin(extent);
+                }
+            }
+            let body = Body::Touch(join);
+            self.submit(
+                step,
+                Waiting {
+                    tag: Tag::Nobody,
+                    at: *at,
+                    body,
+                },
+            );
+        }
+        if marked {
+            self.save_bits_for(step, join);
+        } else {
+            self.join_done(join, None);
+        }
+        self.join_done(join, None);
+    }
+
+    /// What is stable on all of *required* leaves the window and is marked for every replica that is
+    /// not named.
+    pub(crate) fn release(
+        &mut self,
+        step: &mut Step<'_, P>,
+        upto: Seq,
+        old: bool,
+        named: NodeSet,
+        replicas: NodeSet,
+    ) {
+        let unnamed = replicas.difference(named).without(self.identity.node);
+        while let Some(entry) = self.window.pop_upto(upto) {
+            if entry.kind != WriteKind::Copy {
+                for node in unnamed.iter() {
+                    self.mark(node, entry.at);
+                }
+            }
+            let volume = &mut self.volumes[entry.at.volume.index()];
+            for extent in extents(entry.at) {
+                volume.unpin(extent, step.now);
+            }
+        }
+        if old && self.window.has_old() {
+            for id in self.volume_ids() {
+                let set = std::mem::take(&mut self.window.old[id.index()]);
+                for range in set.ranges() {
+                    for node in unnamed.iter() {
+                        self.mark(node, VolumeRange { volume: id, range });
+                    }
+                }
+                let volume = &mut self.volumes[id.index()];
+                for extent in std::mem::take(&mut volume.old_pins) {
+                    volume.unpin(extent, step.now);
+                }
+            }
+            if std::mem::take(&mut self.whole_window) {
+                // The superblock says so until the bits that replace it are on disk.
+                self.save_bits(step, Tag::WholeSettled);
+            }
+        }
+        // Room in the log may be what a write waits for.
+        for index in 0..self.volumes.len() {
+            self.pump_log(step, index);
+        }
+    }
+
+    /// A fault for the simulator: forgets that the range was written.
+    pub(crate) fn forget(&mut self, at: VolumeRange) {
+        for entry in &mut self.window.live {
+            if entry.at.volume == at.volume && entry.at.range.overlaps(at.range) {
+                entry.kind = WriteKind::Copy;
+            }
+        }
+    }
+
+    /// The bits that stand for a window of the whole volume are on disk.
+    pub(crate) fn whole_settled(&mut self, step: &mut Step<'_, P>, ok: bool) {
+        if ok && !self.whole_window {
+            for volume in &mut self.volumes {
+                volume.superblock.whole_window = false;
+            }
+            self.persist(step, Tag::Nobody);
+        }
+    }
+
+    /// A clean close, one step after the other: drain, flush, bits, superblock.
+    pub(crate) fn advance_close(&mut self, step: &mut Step<'_, P>) {
+        if self.closing == Closing::No && self.drained() {
+            self.closing = Closing::Flushing;
+            self.flush(step, Tag::Nobody);
+        } else if self.closing == Closing::Flushing && self.drained() {
+            self.closing = Closing::Saving;
+            self.close(step);
+        }
+    }
+
+    // ---- data ----
+
+    pub(crate) fn write(
+        &mut self,
+        step: &mut Step<'_, P>,
+        tag: Tag,
+        at: VolumeRange,
+        data: P,
+        durable: bool,
+    ) {
+        self.submit(
+            step,
+            Waiting {
+                tag,
+                at,
+                body: Body::Write { data, durable },
+            },
+        );
+    }
+
+    pub(crate) fn zero(
+        &mut self,
+        step: &mut Step<'_, P>,
+        tag: Tag,
+        at: VolumeRange,
+        hole: bool,
+        durable: bool,
+    ) {
+        self.submit(
+            step,
+            Waiting {
+                tag,
+                at,
+                body: Body::Zero { hole, durable },
+            },
+        );
+    }
+
+    fn submit(&mut self, step: &mut Step<'_, P>, job: Waiting<P>) {
+        if self.failed {
+            return self.fail_job(job);
+        }
+        self.busy += 1;
+        let index = job.at.volume.index();
+        if self.volumes[index].is_hot(job.at) {
+            self.start(step, job);
+        } else {
+            self.volumes[index].waiting.push_back(job);
+            self.pump_log(step, index);
+        }
+    }
+
+    fn fail_job(&mut self, job: Waiting<P>) {
+        let error = DiskError::Io(5);
+        match job.body {
+            Body::Touch(join) => self.join_done(join, Some(error)),
+            _ => self
+                .done
+                .push_back((job.tag, Some(job.at), Done::Failed(error))),
+        }
+    }
+
+    /// The extents are hot: to the disk.
+    fn start(&mut self, step: &mut Step<'_, P>, job: Waiting<P>) {
+        let Waiting { tag, at, body } = job;
+        let volume = at.volume;
+        let op = match body {
+            Body::Touch(join) => {
+                self.busy -= 1;
+                return self.join_done(join, None);
+            }
+            _ => self.op(Pending::Data {
+                tag,
+                at,
+                write: true,
+            }),
+        };
+        step.emit(match body {
+            Body::Write { data, durable } => Action::Write {
+                op,
+                volume,
+                offset: at.range.offset,
+                data,
+                durable,
+            },
+            Body::Zero { hole, durable } => Action::Zero {
+                op,
+                volume,
+                range: at.range,
+                hole,
+                durable,
+            },
+            Body::Touch(_) => return,
+        });
+    }
+
+    pub(crate) fn read(&mut self, step: &mut Step<'_, P>, tag: Tag, at: VolumeRange) {
+        self.busy += 1;
+        let op = self.op(Pending::Data {
+            tag,
+            at,
+            write: false,
+        });
+        step.emit(Action::Read {
+            op,
+            volume: at.volume,
+            range: at.range,
+        });
+    }
+
+    pub(crate) fn hash(&mut self, step: &mut Step<'_, P>, tag: Tag, at: VolumeRange) {
+        self.busy += 1;
+        let op = self.op(Pending::Data {
+            tag,
+            at,
+            write: false,
+        });
+        step.emit(Action::Hash {
+            op,
+            volume: at.volume,
+            range: at.range,
+        });
+    }
+
+    /// Brings every write that is done to stable storage, on all volumes.
+    pub(crate) fn flush(&mut self, step: &mut Step<'_, P>, tag: Tag) {
+        if self.failed {
+            self.done
+                .push_back((tag, None, Done::Failed(DiskError::Io(5))));
+            return;
+        }
+        let left = self.volumes.len();
+        let join = self.joins.insert(Join {
+            tag,
+            at: None,
+            left,
+            error: None,
+        }) as u64;
+        for volume in self.volume_ids() {
+            self.busy += 1;
+            let op = self.op(Pending::Flush { join });
+            step.emit(Action::Flush { op, volume });
+        }
+    }
+
+    pub(crate) fn grow(
+        &mut self,
+        step: &mut Step<'_, P>,
+        tag: Tag,
+        volume: VolumeId,
+        size_bytes: u64,
+    ) {
+        if size_bytes <= self.size(volume) {
+            self.done.push_back((tag, None, Done::Ok));
+            return;
+        }
+        let op = self.op(Pending::Grow {
+            tag,
+            volume: volume.index(),
+            size_bytes,
+        });
+        step.emit(Action::Grow {
+            op,
+            volume,
+            size_bytes,
+        });
+    }
+
+    // ---- completions ----
+
+    fn op(&mut self, pending: Pending) -> OpId {
+        OpId(self.pending.insert(pending) as u64)
+    }
+
+    fn take(&mut self, op: OpId) -> Option<Pending> {
+        self.pending.try_remove(usize::try_from(op.0).ok()?)
+    }
+
+    /// A disk or metadata request is done.
+    pub(crate) fn completed(&mut self, step: &mut Step<'_, P>, op: OpId, done: Done<P>) {
+        let Some(pending) = self.take(op) else {
+            debug_assert!(false, "a completion of nothing: {op:?}");
+            return;
+        };
+        let error = done.error();
+        let is_write = !matches!(
+            pending,
+            Pending::Data { write: false, .. } | Pending::Grow { .. }
+        );
+        if let (Some(error), true) = (error, is_write) {
+            let retried =
+                mutated(Mutation::FlushRetried) && matches!(pending, Pending::Flush { .. });
+            if retried {
+                if let Pending::Flush { join } = pending {
+                    let op = self.op(Pending::Flush { join });
+                    step.emit(Action::Flush {
+                        op,
+                        volume: VolumeId(0),
+                    });
+                }
+                return;
+            }
+            self.fail(step, &pending, error);
+        }
+        match pending {
+            Pending::Data { tag, at, .. } => {
+                self.busy -= 1;
+                self.done.push_back((tag, Some(at), done));
+            }
+            Pending::Flush { join } => {
+                self.busy -= 1;
+                self.join_done(join, error);
+            }
+            Pending::Log { volume } => self.log_written(step, volume, error),
+            Pending::Page { volume, slot, page } => {
+                self.page_saved(step, volume, slot, page, error);
+            }
+            Pending::Superblock { volume } => self.superblock_written(step, volume, error),
+            Pending::Grow {
+                tag,
+                volume,
+                size_bytes,
+            } => match error {
+                Some(error) => self.done.push_back((tag, None, Done::Failed(error))),
+                None => self.grown(step, tag, volume, size_bytes),
+            },
+        }
+    }
+
+    fn join_done(&mut self, join: u64, error: Option<DiskError>) {
+        let Ok(key) = usize::try_from(join) else {
+            return;
+        };
+        let Some(entry) = self.joins.get_mut(key) else {
+            return;
+        };
+        entry.error = entry.error.or(error);
+        entry.left -= 1;
+        if entry.left == 0 {
+            let entry = self.joins.remove(key);
+            let done = entry.error.map_or(Done::Ok, Done::Failed);
+            self.done.push_back((entry.tag, entry.at, done));
+        }
+    }
+
+    /// A failed write makes the disk Failed; nothing is tried again (RULES 1).
+    fn fail(&mut self, step: &mut Step<'_, P>, pending: &Pending, error: DiskError) {
+        if std::mem::replace(&mut self.failed, true) {
+            return;
+        }
+        let volume = match pending {
+            Pending::Data { at, .. } => at.volume,
+            Pending::Flush { .. } => VolumeId(0),
+            Pending::Log { volume }
+            | Pending::Page { volume, .. }
+            | Pending::Superblock { volume }
+            | Pending::Grow { volume, .. } => VolumeId(u16::try_from(*volume).unwrap_or(u16::MAX)),
+        };
+        step.notice(Notice::DiskFailed { volume, error });
+        for index in 0..self.volumes.len() {
+            let waiting = std::mem::take(&mut self.volumes[index].waiting);
+            self.busy -= waiting.len();
+            for job in waiting {
+                self.fail_job(job);
+            }
+        }
+    }
+
+    pub(crate) fn tick(&mut self, step: &mut Step<'_, P>, settings: &Settings) {
+        for index in 0..self.volumes.len() {
+            self.pump_log(step, index);
+            self.retire_extents(step, index, settings);
+        }
+    }
+}
+
+impl<P> Volume<P> {
+    fn is_hot(&self, at: VolumeRange) -> bool {
+        extents(at).all(|extent| self.log.is_hot(extent))
+    }
+
+    /// Keeps an extent in the log, or asks for it.
+    fn pin(&mut self, extent: u32) {
+        if self.log.pin(extent) != Pin::Hot {
+            *self.cold_pins.entry(extent).or_insert(0) += 1;
+            self.wanted.insert(extent);
+        }
+    }
+
+    fn unpin(&mut self, extent: u32, now: vocabulary::Time) {
+        if let Some(count) = self.cold_pins.get_mut(&extent) {
+            *count -= 1;
+            if *count == 0 {
+                self.cold_pins.remove(&extent);
+                self.wanted.remove(&extent);
+            }
+        } else {
+            self.log.unpin(extent, now);
+        }
+    }
+}
+
+fn extents(at: VolumeRange) -> impl Iterator<Item = u32> {
+    at.range
+        .units(EXTENT_BYTES)
+        .map(|e| u32::try_from(e).unwrap_or(u32::MAX))
+}

@@ -1,0 +1,906 @@
+//! The primary's role. This file holds the state and the way of a client's request; `peers` opens
+//! and keeps sessions, `flush` makes writes stable and lets them leave the windows, `copier` brings
+//! replicas up to date (resync, reconcile, verify), `membership` changes the record.
+//!
+//! After every event [`Primary::maintain`] runs: it looks at the state as a whole and does what it
+//! calls for, so that no transition has to be remembered at each place that could cause it.
+
+mod copier;
+mod flush;
+mod membership;
+mod peers;
+
+use super::Outstanding;
+use super::api::{
+    Action, ClientError, ClientRequest, Command, CommandError, CommandId, DiskError, Notice,
+    Payload, RequestId, Settings, StopReason,
+};
+use super::block_set::BlockSet;
+use super::local::{Done, Local};
+use super::message::{ClientMark, Message, Seq, VolumeRange, WriteKind};
+use super::mutation::{Mutation, mutated};
+use super::range_lock::{Mode, RangeLock};
+use super::{Step, Tag};
+use copier::Copier;
+use flush::Flushes;
+use membership::{Admitting, Proposal, Resize};
+use slab::Slab;
+use std::collections::{BTreeMap, VecDeque};
+use vocabulary::{ByteRange, Epoch, NodeId, NodeSet, Record, Time, VolumeId};
+
+pub(crate) use membership::next_history;
+pub(crate) use peers::{Link, Peer};
+
+/// Longest piece of a discard or write of zeroes that is done in one go: a client's discard may
+/// cover gigabytes (the kernel sends up to 4 GiB), which would hold the range too long and touch
+/// a thousand extents at once.
+const ZERO_PIECE_BYTES: u64 = 32 << 20;
+
+/// What a step of the primary works on.
+pub(crate) struct Cx<'a, 'b, P> {
+    pub(crate) step: &'a mut Step<'b, P>,
+    pub(crate) local: &'a mut Local<P>,
+    pub(crate) record: &'a Record,
+}
+
+impl<P: Payload> Cx<'_, '_, P> {
+    fn now(&self) -> Time {
+        self.step.now
+    }
+
+    /// Members of the committed record but this node.
+    fn other_members(&self) -> NodeSet {
+        self.record.members().without(self.local.identity().node)
+    }
+}
+
+/// How far this primary is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The promise of the epoch is on its way to disk.
+    Promising,
+    /// Every member's window is asked for.
+    Gathering,
+    /// Clients are served.
+    Serving,
+    /// Requests under way end, new ones are refused.
+    Draining,
+    /// The demotion is proposed: nothing is served any more in this epoch.
+    Demoting,
+}
+
+/// Who holds a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Client(usize),
+    Copy(u64),
+    Repair(u64),
+}
+
+#[derive(Debug)]
+enum Body<P> {
+    Read,
+    Write { data: P, fua: bool },
+    Zero { hole: bool, fua: bool },
+    Flush,
+}
+
+/// A client's request until its reply.
+#[derive(Debug)]
+struct Request<P> {
+    id: RequestId,
+    at: VolumeRange,
+    body: Body<P>,
+    since: Time,
+    /// What of `at` is under way: all, or a piece of a long zero.
+    piece: ByteRange,
+    started: bool,
+}
+
+/// A write of the stream until every required replica has it.
+#[derive(Debug)]
+struct Op<P> {
+    request: usize,
+    at: VolumeRange,
+    body: OpBody<P>,
+    /// Replicas that it was sent to in their present session.
+    sent: NodeSet,
+    /// Replicas that have it, as they said (this node included).
+    acked: NodeSet,
+    since: Time,
+}
+
+#[derive(Clone, Debug)]
+enum OpBody<P> {
+    Write { data: P, fua: bool },
+    Zero { hole: bool, fua: bool },
+}
+
+/// A block that could not be read here, on its way from a member.
+#[derive(Debug)]
+struct Repair<P> {
+    at: VolumeRange,
+    /// The read that met it, answered from what comes.
+    request: Option<usize>,
+    locked: bool,
+    tried: NodeSet,
+    asked: Option<NodeId>,
+    found: Option<(NodeId, P)>,
+    seq: Seq,
+}
+
+/// What a client's request loop has seen lately: the copier keeps out of its way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Latency {
+    sum_us: u64,
+    count: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Primary<P> {
+    node: NodeId,
+    epoch: Epoch,
+    settings: Settings,
+    stage: Stage,
+    peers: BTreeMap<NodeId, Peer>,
+    next_session: u64,
+    /// In the record, or about to be: every acknowledgement is relative to it.
+    required: NodeSet,
+    /// Replicas whose acknowledgements count: their disk and incarnation are the required ones.
+    counting: NodeSet,
+    next_seq: u64,
+    ops: VecDeque<Option<Op<P>>>,
+    own: Outstanding,
+    locks: Vec<RangeLock<Key>>,
+    requests: Slab<Request<P>>,
+    gated: VecDeque<usize>,
+    flushes: Flushes,
+    copier: Copier<P>,
+    repairs: BTreeMap<u64, Repair<P>>,
+    next_repair: u64,
+    /// Ranges that not all members are known to hold alike (RULES 8); requests there wait.
+    unreconciled: Vec<BlockSet>,
+    reconciling: bool,
+    /// A flush from this place on settles what the reconciliation copied.
+    settled_after: Seq,
+    admitting: Option<Admitting>,
+    proposal: Option<Proposal>,
+    resize: Option<Resize>,
+    demote_command: Option<CommandId>,
+    invalidate_commands: BTreeMap<NodeId, CommandId>,
+    waiting_for: NodeSet,
+    latency: Latency,
+    granted: Vec<Key>,
+    /// Something changed that `maintain` has to look at in full.
+    changed: bool,
+}
+
+impl<P: Payload> Primary<P> {
+    /// Begins an epoch: the caller has drained the disk.
+    pub(crate) fn begin(cx: &mut Cx<'_, '_, P>, settings: Settings) -> Self {
+        let node = cx.local.identity().node;
+        let volumes = cx.local.volumes();
+        let mut primary = Self {
+            node,
+            epoch: cx.record.epoch,
+            settings,
+            stage: Stage::Promising,
+            peers: BTreeMap::new(),
+            next_session: 1,
+            required: NodeSet::only(node),
+            counting: NodeSet::only(node),
+            next_seq: 1,
+            ops: VecDeque::new(),
+            own: Outstanding::default(),
+            locks: (0..volumes).map(|_| RangeLock::default()).collect(),
+            requests: Slab::new(),
+            gated: VecDeque::new(),
+            flushes: Flushes::default(),
+            copier: Copier::new(volumes),
+            repairs: BTreeMap::new(),
+            next_repair: 0,
+            unreconciled: vec![BlockSet::default(); volumes],
+            reconciling: false,
+            settled_after: Seq(0),
+            admitting: None,
+            proposal: None,
+            resize: None,
+            demote_command: None,
+            invalidate_commands: BTreeMap::new(),
+            waiting_for: NodeSet::EMPTY,
+            latency: Latency::default(),
+            granted: Vec::new(),
+            changed: true,
+        };
+        cx.local.live_becomes_old();
+        primary.refresh(cx);
+        if mutated(Mutation::PromiseNotPersisted) {
+            primary.promised(cx);
+        } else {
+            cx.local.promise(cx.step, Tag::Promise, cx.record.epoch);
+        }
+        primary
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub(crate) fn waiting_for(&self) -> NodeSet {
+        self.waiting_for
+    }
+
+    fn promised(&mut self, cx: &mut Cx<'_, '_, P>) {
+        if self.stage == Stage::Promising {
+            self.stage = Stage::Gathering;
+            self.changed = true;
+            self.tick_peers(cx);
+        }
+    }
+
+    fn take_seq(&mut self) -> Seq {
+        let seq = Seq(self.next_seq);
+        self.next_seq += 1;
+        self.ops.push_back(None);
+        while self.ops.len() > 1 && self.ops.front().is_some_and(Option::is_none) {
+            self.ops.pop_front();
+        }
+        seq
+    }
+
+    fn ops_base(&self) -> u64 {
+        self.next_seq - self.ops.len() as u64
+    }
+
+    fn op_index(&self, seq: Seq) -> Option<usize> {
+        usize::try_from(seq.0.checked_sub(self.ops_base())?)
+            .ok()
+            .filter(|i| *i < self.ops.len())
+    }
+
+    fn op_mut(&mut self, seq: Seq) -> Option<&mut Op<P>> {
+        let index = self.op_index(seq)?;
+        self.ops.get_mut(index)?.as_mut()
+    }
+
+    fn ops_under_way(&self) -> impl Iterator<Item = (Seq, &Op<P>)> {
+        let base = self.ops_base();
+        self.ops
+            .iter()
+            .zip(base..)
+            .filter_map(|(op, seq)| Some((Seq(seq), op.as_ref()?)))
+    }
+
+    // ---- the way of a request ----
+
+    /// A client's request.
+    pub(crate) fn client(
+        &mut self,
+        cx: &mut Cx<'_, '_, P>,
+        id: RequestId,
+        volume: VolumeId,
+        request: ClientRequest<P>,
+    ) {
+        let refuse = match self.stage {
+            Stage::Draining => Some(ClientError::Shutdown),
+            Stage::Demoting if !mutated(Mutation::ServeAfterDemote) => Some(ClientError::Shutdown),
+            _ if volume.index() >= cx.local.volumes() => Some(ClientError::OutOfRange),
+            _ if cx.local.failed() => Some(ClientError::Io),
+            _ => None,
+        };
+        let (range, body) = match request {
+            ClientRequest::Read { range } => (range, Body::Read),
+            ClientRequest::Write { range, data, fua } => (range, Body::Write { data, fua }),
+            ClientRequest::Zero { range, hole, fua } => (range, Body::Zero { hole, fua }),
+            ClientRequest::Flush => (ByteRange::between(0, 0), Body::Flush),
+        };
+        let refuse = refuse.or_else(|| {
+            let size = cx.record.sizes[volume.index()];
+            let short = matches!(&body, Body::Write { data, .. } if data.len() as u64 != range.len);
+            (range.end() > size || short).then_some(ClientError::OutOfRange)
+        });
+        if let Some(error) = refuse {
+            cx.step.emit(Action::Reply {
+                id,
+                result: Err(error),
+            });
+            return;
+        }
+        if range.is_empty() && !matches!(body, Body::Flush) {
+            let result = Ok(None);
+            cx.step.emit(Action::Reply { id, result });
+            return;
+        }
+        let at = VolumeRange { volume, range };
+        let piece = match body {
+            Body::Zero { .. } => first_piece(range, range.offset),
+            _ => range,
+        };
+        let since = cx.now();
+        let key = self.requests.insert(Request {
+            id,
+            at,
+            body,
+            since,
+            piece,
+            started: false,
+        });
+        self.admit_request(cx, key);
+    }
+
+    /// Starts a request, or puts it where it waits.
+    fn admit_request(&mut self, cx: &mut Cx<'_, '_, P>, key: usize) {
+        let request = &self.requests[key];
+        if self.stage == Stage::Promising || self.stage == Stage::Gathering {
+            self.gated.push_back(key);
+            return;
+        }
+        if matches!(request.body, Body::Flush) {
+            self.requests[key].started = true;
+            self.flush_request(cx, key);
+            return;
+        }
+        let volume = request.at.volume.index();
+        let full = !matches!(request.body, Body::Read) && self.window_full(cx);
+        if full || self.unreconciled[volume].overlaps(request.piece) {
+            self.gated.push_back(key);
+            return;
+        }
+        let mode = match request.body {
+            Body::Read => Mode::Shared,
+            _ => Mode::Exclusive,
+        };
+        let mode = if mutated(Mutation::WriteDoesNotWaitForReads) {
+            Mode::Shared
+        } else {
+            mode
+        };
+        let piece = request.piece;
+        self.requests[key].started = true;
+        if self.locks[volume].acquire(Key::Client(key), piece, mode) {
+            self.start_request(cx, key);
+        }
+    }
+
+    /// The window is bounded: writes wait while it is full.
+    fn window_full(&self, cx: &Cx<'_, '_, P>) -> bool {
+        let window = cx.local.window();
+        window.live_len() >= 2 * self.settings.window_writes
+            || window.live_bytes() >= 2 * self.settings.window_bytes
+            // Each of these pins an extent, and none may have to wait for another's release.
+            || window.live_extents() >= cx.local.log_capacity() / 2
+    }
+
+    /// Looks again at what waits for the stage, the window or the reconciliation.
+    fn open_gate(&mut self, cx: &mut Cx<'_, '_, P>) {
+        if self.stage == Stage::Promising || self.stage == Stage::Gathering {
+            return;
+        }
+        for _ in 0..self.gated.len() {
+            let Some(key) = self.gated.pop_front() else {
+                break;
+            };
+            self.admit_request(cx, key);
+        }
+    }
+
+    /// The request holds its range.
+    fn start_request(&mut self, cx: &mut Cx<'_, '_, P>, key: usize) {
+        let request = &self.requests[key];
+        let at = VolumeRange {
+            volume: request.at.volume,
+            range: request.piece,
+        };
+        let body = match &request.body {
+            Body::Read => {
+                cx.local.read(cx.step, Tag::Read(key as u64), at);
+                return;
+            }
+            Body::Flush => return,
+            Body::Write { data, fua } => OpBody::Write {
+                data: data.clone(),
+                fua: *fua,
+            },
+            Body::Zero { hole, fua } => OpBody::Zero {
+                hole: *hole,
+                fua: *fua,
+            },
+        };
+        let seq = self.take_seq();
+        let mut op = Op {
+            request: key,
+            at,
+            body,
+            sent: NodeSet::EMPTY,
+            acked: NodeSet::EMPTY,
+            since: cx.now(),
+        };
+        cx.local.window_add(cx.step, seq, at, WriteKind::Client);
+        self.own.begin(seq);
+        match &op.body {
+            OpBody::Write { data, fua } => {
+                cx.local
+                    .write(cx.step, Tag::Write(seq), at, data.clone(), *fua);
+            }
+            OpBody::Zero { hole, fua } => {
+                cx.local.zero(cx.step, Tag::Write(seq), at, *hole, *fua);
+            }
+        }
+        for peer in self.peers.values_mut() {
+            if peer.is_live() {
+                peer.send(cx.step, op_message(seq, &op));
+                op.sent.insert(peer.node);
+            }
+        }
+        if let Some(slot) = self.ops.back_mut() {
+            *slot = Some(op);
+        }
+    }
+
+    /// A replica, or this node, has a write of the stream.
+    fn acknowledged(&mut self, cx: &mut Cx<'_, '_, P>, seq: Seq, node: NodeId) {
+        let (required, counting) = (self.required, self.counting);
+        let Some(op) = self.op_mut(seq) else { return };
+        op.acked.insert(node);
+        let acked = op.acked;
+        if is_complete(acked, required, counting, self.node) {
+            self.complete(cx, seq);
+        }
+    }
+
+    /// Every required replica has the write: the client is answered.
+    fn complete(&mut self, cx: &mut Cx<'_, '_, P>, seq: Seq) {
+        let Some(index) = self.op_index(seq) else {
+            return;
+        };
+        let Some(op) = self.ops[index].take() else {
+            return;
+        };
+        rule!(
+            "1: every required replica has the write before the client is answered",
+            self.required.is_subset_of(op.acked) || cfg!(feature = "mutations")
+        );
+        let key = op.request;
+        self.unlock(cx, op.at.volume, Key::Client(key));
+        let Some(request) = self.requests.get_mut(key) else {
+            return;
+        };
+        if matches!(request.body, Body::Zero { .. }) && request.piece.end() < request.at.range.end()
+        {
+            request.piece = first_piece(request.at.range, request.piece.end());
+            request.started = false;
+            self.admit_request(cx, key);
+            return;
+        }
+        self.reply(cx, key, Ok(None));
+    }
+
+    fn reply(
+        &mut self,
+        cx: &mut Cx<'_, '_, P>,
+        key: usize,
+        result: Result<Option<P>, ClientError>,
+    ) {
+        if let Some(request) = self.requests.try_remove(key) {
+            self.latency.count += 1;
+            self.latency.sum_us += cx.now().0.saturating_sub(request.since.0) / 1000;
+            cx.step.emit(Action::Reply {
+                id: request.id,
+                result,
+            });
+        }
+    }
+
+    fn unlock(&mut self, cx: &mut Cx<'_, '_, P>, volume: VolumeId, key: Key) {
+        let mut granted = std::mem::take(&mut self.granted);
+        let start = granted.len();
+        self.locks[volume.index()].release(key, &mut granted);
+        // What is granted may grant more in turn (a refused repair): each has its own tail.
+        let mine = granted.split_off(start);
+        self.granted = granted;
+        for key in mine {
+            match key {
+                Key::Client(key) => self.start_request(cx, key),
+                Key::Copy(id) => self.copy_locked(cx, id),
+                Key::Repair(id) => self.repair_locked(cx, id),
+            }
+        }
+    }
+
+    // ---- local I/O is done ----
+
+    pub(crate) fn done(
+        &mut self,
+        cx: &mut Cx<'_, '_, P>,
+        tag: Tag,
+        at: Option<VolumeRange>,
+        done: Done<P>,
+    ) {
+        let failed = done.error();
+        match tag {
+            Tag::Write(seq) if failed.is_none() => {
+                self.own.finish(seq);
+                self.own_flush(cx);
+                self.acknowledged(cx, seq, self.node);
+            }
+            Tag::Write(seq) => {
+                // The disk is Failed now; `maintain` abdicates. With no other member left the
+                // client gets the error.
+                self.fail_op(cx, seq, failed);
+            }
+            Tag::Read(key) => self.read_done(cx, key, at, done),
+            Tag::Flush(seq) => self.own_flushed(cx, seq, failed.is_none()),
+            Tag::Hash(id) => self.copy_hashed_here(cx, id, done),
+            Tag::Repair(id) => self.repair_written(cx, id, failed.is_none()),
+            Tag::Grow(_) => self.grown(cx, self.node, failed.is_none()),
+            Tag::Promise => self.promised(cx),
+            Tag::Touch(seq) => {
+                self.own.finish(seq);
+                self.own_flush(cx);
+            }
+            Tag::Bits(_) | Tag::WholeSettled | Tag::Close | Tag::Nobody => {}
+        }
+        if failed.is_some() {
+            self.changed = true;
+        }
+    }
+
+    fn fail_op(&mut self, cx: &mut Cx<'_, '_, P>, seq: Seq, error: Option<DiskError>) {
+        self.changed = true;
+        if !cx.other_members().is_empty() {
+            return;
+        }
+        let Some(index) = self.op_index(seq) else {
+            return;
+        };
+        if let Some(op) = self.ops[index].take() {
+            self.unlock(cx, op.at.volume, Key::Client(op.request));
+            self.reply(cx, op.request, Err(client_error(error)));
+        }
+    }
+
+    fn read_done(
+        &mut self,
+        cx: &mut Cx<'_, '_, P>,
+        key: u64,
+        at: Option<VolumeRange>,
+        done: Done<P>,
+    ) {
+        let (Ok(key), Some(at)) = (usize::try_from(key), at) else {
+            return;
+        };
+        self.unlock(cx, at.volume, Key::Client(key));
+        match done {
+            Done::Data(data) => self.reply(cx, key, Ok(Some(data))),
+            _ => self.start_repair(cx, at, Some(key)),
+        }
+    }
+
+    // ---- a block that can't be read here (RULES 9) ----
+
+    fn start_repair(&mut self, cx: &mut Cx<'_, '_, P>, at: VolumeRange, request: Option<usize>) {
+        let size = cx.record.sizes[at.volume.index()];
+        let whole = at.range.outward(vocabulary::BLOCK_BYTES);
+        let range = ByteRange::between(whole.offset, whole.end().min(size));
+        let at = VolumeRange {
+            volume: at.volume,
+            range,
+        };
+        let id = self.next_repair;
+        self.next_repair += 1;
+        let locked = self.locks[at.volume.index()].acquire(Key::Repair(id), range, Mode::Exclusive);
+        let repair = Repair {
+            at,
+            request,
+            locked: false,
+            tried: NodeSet::EMPTY,
+            asked: None,
+            found: None,
+            seq: Seq(0),
+        };
+        self.repairs.insert(id, repair);
+        if locked {
+            self.repair_locked(cx, id);
+        }
+    }
+
+    fn repair_locked(&mut self, cx: &mut Cx<'_, '_, P>, id: u64) {
+        if let Some(repair) = self.repairs.get_mut(&id) {
+            repair.locked = true;
+        }
+        self.repair_ask(cx, id);
+    }
+
+    /// Asks the next member that holds the bytes; gives up when there is none left.
+    fn repair_ask(&mut self, cx: &mut Cx<'_, '_, P>, id: u64) {
+        let Some(repair) = self.repairs.get_mut(&id) else {
+            return;
+        };
+        let at = repair.at;
+        let required = self.required;
+        let counting = self.counting;
+        let source = self.peers.values_mut().find(|peer| {
+            peer.is_live()
+                && !repair.tried.contains(peer.node)
+                && required.contains(peer.node)
+                && counting.contains(peer.node)
+                && !peer.lacks(at)
+        });
+        if let Some(peer) = source {
+            repair.tried.insert(peer.node);
+            repair.asked = Some(peer.node);
+            peer.send(cx.step, Message::Fetch { id, at });
+            return;
+        }
+        self.end_repair(cx, id, None);
+    }
+
+    fn fetched(&mut self, cx: &mut Cx<'_, '_, P>, node: NodeId, id: u64, data: Option<P>) {
+        let Some(repair) = self.repairs.get_mut(&id) else {
+            return;
+        };
+        if repair.asked != Some(node) {
+            return;
+        }
+        repair.asked = None;
+        let at = repair.at;
+        let Some(data) = data.filter(|d| d.len() as u64 == at.range.len) else {
+            return self.repair_ask(cx, id);
+        };
+        let seq = self.take_seq();
+        if let Some(repair) = self.repairs.get_mut(&id) {
+            repair.found = Some((node, data.clone()));
+            repair.seq = seq;
+        }
+        cx.local.window_add(cx.step, seq, at, WriteKind::Reconcile);
+        self.own.begin(seq);
+        cx.local.write(cx.step, Tag::Repair(id), at, data, false);
+    }
+
+    fn repair_written(&mut self, cx: &mut Cx<'_, '_, P>, id: u64, ok: bool) {
+        let Some(repair) = self.repairs.get(&id) else {
+            return;
+        };
+        let (at, found, seq) = (repair.at, repair.found.clone(), repair.seq);
+        if ok {
+            self.own.finish(seq);
+            self.own_flush(cx);
+        }
+        if let (true, Some((from, _))) = (ok, &found) {
+            let (volume, range, from) = (at.volume, at.range, *from);
+            cx.step.notice(Notice::Repaired {
+                volume,
+                range,
+                from,
+            });
+        }
+        self.end_repair(cx, id, found.map(|(_, data)| data));
+    }
+
+    fn end_repair(&mut self, cx: &mut Cx<'_, '_, P>, id: u64, data: Option<P>) {
+        let Some(repair) = self.repairs.remove(&id) else {
+            return;
+        };
+        self.unlock(cx, repair.at.volume, Key::Repair(id));
+        let Some(key) = repair.request else { return };
+        let Some(request) = self.requests.get(key) else {
+            return;
+        };
+        let wanted = request.at.range;
+        let result = data.and_then(|data| {
+            let start = usize::try_from(wanted.offset - repair.at.range.offset).ok()?;
+            let len = usize::try_from(wanted.len).ok()?;
+            Some(data.slice(start, len))
+        });
+        self.reply(cx, key, result.map(Some).ok_or(ClientError::Io));
+    }
+
+    // ---- the pass after every event ----
+
+    /// What the record or a session's change means for who is required and who counts; then
+    /// everything that waited for less.
+    pub(crate) fn refresh(&mut self, cx: &mut Cx<'_, '_, P>) {
+        let mut required = cx.record.members().with(self.node);
+        let mut counting = NodeSet::only(self.node);
+        if let Some(admitting) = &self.admitting {
+            required.insert(admitting.member.node);
+        }
+        if mutated(Mutation::AckBeforeReplicas) {
+            required = NodeSet::only(self.node);
+        }
+        if mutated(Mutation::AckWhileEvictProposed) {
+            required = required.difference(self.proposed_evict());
+        }
+        for peer in self.peers.values() {
+            let wanted = self
+                .admitting
+                .as_ref()
+                .map(|a| a.member)
+                .filter(|m| m.node == peer.node)
+                .or_else(|| cx.record.member(peer.node).copied());
+            if (wanted.is_some() && peer.identity == wanted)
+                || (mutated(Mutation::NewIncarnationCounts) && peer.identity.is_some())
+            {
+                counting.insert(peer.node);
+            }
+        }
+        if (required, counting) == (self.required, self.counting) {
+            return;
+        }
+        self.required = required;
+        self.counting = counting;
+        self.changed = true;
+        let node = self.node;
+        let complete: Vec<Seq> = self
+            .ops_under_way()
+            .filter(|(_, op)| is_complete(op.acked, required, counting, node))
+            .map(|(seq, _)| seq)
+            .collect();
+        for seq in complete {
+            self.complete(cx, seq);
+        }
+    }
+
+    /// The window may have reached its bound.
+    pub(crate) fn check_window_bound(&mut self, cx: &mut Cx<'_, '_, P>) {
+        self.check_window(cx);
+    }
+
+    /// Looks at the whole state and does what it calls for.
+    pub(crate) fn maintain(&mut self, cx: &mut Cx<'_, '_, P>) {
+        self.check_flush(cx);
+        if self.stage == Stage::Serving || self.stage == Stage::Draining {
+            self.copy_more(cx);
+        }
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        self.refresh(cx);
+        self.check_membership(cx);
+        if self.stage == Stage::Gathering && self.gathered(cx) {
+            self.start_serving(cx);
+        }
+        self.check_reconciled(cx);
+        self.check_drained(cx);
+        self.open_gate(cx);
+        self.check_waiting(cx);
+    }
+
+    pub(crate) fn tick(&mut self, cx: &mut Cx<'_, '_, P>) {
+        self.tick_peers(cx);
+        self.tick_flush(cx);
+        self.tick_copier(cx);
+        self.tick_proposal(cx);
+        self.changed = true;
+    }
+
+    /// Says whom requests wait for, when that changes.
+    fn check_waiting(&mut self, cx: &mut Cx<'_, '_, P>) {
+        let live: NodeSet = self
+            .peers
+            .values()
+            .filter(|p| p.is_live())
+            .map(|p| p.node)
+            .collect();
+        let present = live.intersection(self.counting).with(self.node);
+        let waiting = self.required.difference(present);
+        if waiting == self.waiting_for {
+            return;
+        }
+        let before = std::mem::replace(&mut self.waiting_for, waiting);
+        if waiting.is_empty() {
+            cx.step.notice(Notice::Resumed);
+        } else if before.is_empty() {
+            cx.step.notice(Notice::Suspended {
+                waiting_for: waiting,
+            });
+        }
+    }
+
+    /// The end of this primary: every request and command is answered.
+    pub(crate) fn stop(&mut self, cx: &mut Cx<'_, '_, P>, why: StopReason) {
+        for peer in self.peers.values_mut() {
+            peer.close(cx.step);
+        }
+        let error = match why {
+            StopReason::DiskFailed => ClientError::Io,
+            _ => ClientError::Shutdown,
+        };
+        for (_, request) in std::mem::take(&mut self.requests) {
+            cx.step.emit(Action::Reply {
+                id: request.id,
+                result: Err(error),
+            });
+        }
+        let demoted = if why == StopReason::Superseded {
+            Err(CommandError::Stopped)
+        } else {
+            Ok(())
+        };
+        if let Some(id) = self.demote_command.take() {
+            cx.step.emit(Action::CommandDone {
+                id,
+                result: demoted,
+            });
+        }
+        let others = std::mem::take(&mut self.invalidate_commands)
+            .into_values()
+            .chain(self.resize.take().map(|r| r.command))
+            .chain(self.copier.verify_command());
+        for id in others {
+            let result = Err(CommandError::Stopped);
+            cx.step.emit(Action::CommandDone { id, result });
+        }
+        cx.step.notice(Notice::StoppedServing { why });
+    }
+
+    /// An operator's command that concerns the primary.
+    pub(crate) fn command(&mut self, cx: &mut Cx<'_, '_, P>, id: CommandId, command: Command) {
+        let result = match command {
+            Command::Demote => self.start_demote(cx, id),
+            Command::Verify { repair } => self.start_verify(cx, id, repair),
+            Command::VerifyStop => {
+                self.stop_verify(cx);
+                Some(Ok(()))
+            }
+            Command::Invalidate { node } => self.start_invalidate(cx, id, node),
+            Command::Connect { node } | Command::Disconnect { node } => {
+                let blocked = matches!(command, Command::Disconnect { .. });
+                Some(self.block_peer(cx, node, blocked))
+            }
+            Command::Resize { volume, size_bytes } => self.start_resize(cx, id, volume, size_bytes),
+            Command::Promote { .. } | Command::Force | Command::Close => Some(Ok(())),
+        };
+        if let Some(result) = result {
+            cx.step.emit(Action::CommandDone { id, result });
+        }
+        self.changed = true;
+    }
+}
+
+fn is_complete(acked: NodeSet, required: NodeSet, counting: NodeSet, node: NodeId) -> bool {
+    if mutated(Mutation::AckBeforeReplicas) {
+        return acked.contains(node);
+    }
+    required.is_subset_of(acked.intersection(counting))
+}
+
+fn first_piece(range: ByteRange, from: u64) -> ByteRange {
+    // Pieces end at multiples of their length, so that extents are touched once.
+    let end = (from / ZERO_PIECE_BYTES + 1) * ZERO_PIECE_BYTES;
+    ByteRange::between(from, end.min(range.end()))
+}
+
+fn client_error(error: Option<DiskError>) -> ClientError {
+    match error {
+        Some(DiskError::NoSpace) => ClientError::NoSpace,
+        _ => ClientError::Io,
+    }
+}
+
+fn op_message<P: Payload>(seq: Seq, op: &Op<P>) -> Message<P> {
+    let (kind, mark) = (WriteKind::Client, ClientMark::default());
+    match &op.body {
+        OpBody::Write { data, fua } => Message::Write {
+            seq,
+            volume: op.at.volume,
+            offset: op.at.range.offset,
+            data: data.clone(),
+            fua: *fua,
+            kind,
+            mark,
+        },
+        OpBody::Zero { hole, fua } => Message::Zero {
+            seq,
+            at: op.at,
+            hole: *hole,
+            fua: *fua,
+            kind,
+            mark,
+        },
+    }
+}

@@ -1,0 +1,876 @@
+//! One resource on one node: routes events to the role that it plays, changes roles when the record
+//! says so, and answers what is asked of the resource as a whole.
+
+use super::api::{
+    Action, Command, CommandError, CommandId, ConnId, DiskError, Event, Identity, Notice, Payload,
+    Settings, StopReason,
+};
+use super::attach::AttachedVolume;
+use super::local::{Completion, Done, Local};
+use super::message::{Message, RefuseReason};
+use super::mutation::{Mutation, mutated};
+use super::primary::{Cx, Link, Primary, Stage, next_history};
+use super::secondary::Secondary;
+use super::status::{
+    DiskState, PeerStatus, ReplicationState, Role as RoleName, Status, VolumeStatus,
+};
+use super::{Step, Tag};
+use vocabulary::{
+    ByteRange, Change, Epoch, Generation, Member, NodeId, NodeSet, Record, Time, VolumeId,
+};
+
+/// The core looks at the clock this often; its time-outs are much longer.
+const TICK_MS: u64 = 50;
+
+#[derive(Debug)]
+enum Role<P> {
+    Secondary(Box<Secondary<P>>),
+    Primary(Box<Primary<P>>),
+}
+
+/// A promotion of this node that is proposed and not decided.
+#[derive(Debug)]
+struct Promotion {
+    command: CommandId,
+    force: bool,
+    drop: NodeSet,
+    based_on: Option<Generation>,
+    next: Time,
+    wait_ms: u64,
+    deadline: Time,
+}
+
+/// One resource on one node.
+#[derive(Debug)]
+pub struct Resource<P> {
+    identity: Identity,
+    settings: Settings,
+    record: Option<Record>,
+    local: Local<P>,
+    role: Role<P>,
+    promotion: Option<Promotion>,
+    closing: Option<CommandId>,
+    closed: bool,
+    /// This node's own disconnect: no primary gets a session.
+    refuse_sessions: bool,
+    /// A volume whose metadata was read the safe way, until that is told.
+    damaged: Option<VolumeId>,
+    next_tick: Time,
+}
+
+impl<P: Payload> Resource<P> {
+    /// A replica whose metadata was attached and whose attach writes are durable. It is a secondary:
+    /// primaryship does not survive the process.
+    #[must_use]
+    pub fn new(
+        identity: Identity,
+        settings: Settings,
+        volumes: Vec<AttachedVolume>,
+        now: Time,
+    ) -> Self {
+        let count = volumes.len();
+        let damaged = volumes
+            .iter()
+            .find(|v| v.damaged)
+            .map(|v| v.superblock.volume);
+        Self {
+            identity,
+            settings,
+            record: None,
+            local: Local::new(identity, volumes),
+            role: Role::Secondary(Box::new(Secondary::new(count))),
+            promotion: None,
+            closing: None,
+            closed: false,
+            refuse_sessions: false,
+            damaged,
+            next_tick: now.plus_ms(TICK_MS),
+        }
+    }
+
+    /// Who this replica is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The newest record known to be committed.
+    #[must_use]
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Epoch and generation that frames sent now carry.
+    #[must_use]
+    pub fn frame_context(&self) -> (Epoch, Generation) {
+        self.record
+            .as_ref()
+            .map_or((Epoch(0), Generation(0)), |r| (r.epoch, r.generation))
+    }
+
+    /// Is this node serving clients?
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        matches!(&self.role, Role::Primary(p) if p.stage() == Stage::Serving)
+    }
+
+    /// Size in bytes of a volume, as clients see it.
+    #[must_use]
+    pub fn volume_size(&self, volume: VolumeId) -> Option<u64> {
+        self.record.as_ref()?.sizes.get(volume.index()).copied()
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        (!self.closed).then_some(self.next_tick)
+    }
+
+    /// Ranges in which a replica may differ from this one, as far as this one knows (for tests of
+    /// RULES 7).
+    #[must_use]
+    pub fn may_differ(&self, node: NodeId, volume: VolumeId) -> Vec<ByteRange> {
+        self.local.may_differ(node, volume)
+    }
+
+    /// The epoch promised on disk.
+    #[must_use]
+    pub fn promised(&self) -> Epoch {
+        self.local.promised()
+    }
+
+    /// The clock has reached [`Self::poll_timeout`].
+    pub fn handle_timeout(&mut self, now: Time, out: &mut Vec<Action<P>>) {
+        if now < self.next_tick || self.closed {
+            return;
+        }
+        self.next_tick = now.plus_ms(TICK_MS);
+        let mut step = Step { now, out };
+        let step = &mut step;
+        self.local.tick(step, &self.settings);
+        if let Some(volume) = self.damaged.take() {
+            step.notice(Notice::MetadataDamaged { volume });
+        }
+        match &mut self.role {
+            Role::Secondary(secondary) => secondary.tick(step, &mut self.local, &self.settings),
+            Role::Primary(primary) => {
+                if let Some(record) = &self.record {
+                    primary.tick(&mut Cx {
+                        step,
+                        local: &mut self.local,
+                        record,
+                    });
+                }
+            }
+        }
+        self.tick_promotion(step);
+        self.settle(step);
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Time, event: Event<P>, out: &mut Vec<Action<P>>) {
+        let mut step = Step { now, out };
+        let step = &mut step;
+        match event {
+            Event::DiskDone { op, result }
+            | Event::MetaDone { op, result }
+            | Event::GrowDone { op, result } => {
+                let done = result.map_or_else(Done::Failed, |()| Done::Ok);
+                self.local.completed(step, op, done);
+            }
+            Event::ReadDone { op, result } => {
+                self.local
+                    .completed(step, op, result.map_or_else(Done::Failed, Done::Data));
+            }
+            Event::HashDone { op, result } => {
+                let done = result.map_or_else(Done::Failed, |(h, data)| Done::Hashes(h, data));
+                self.local.completed(step, op, done);
+            }
+            Event::Client {
+                id,
+                volume,
+                request,
+            } => match (&mut self.role, &self.record) {
+                (Role::Primary(primary), Some(record)) => {
+                    let cx = &mut Cx {
+                        step,
+                        local: &mut self.local,
+                        record,
+                    };
+                    primary.client(cx, id, volume, request);
+                }
+                _ => {
+                    let result = Err(super::api::ClientError::NotPrimary);
+                    step.emit(Action::Reply { id, result });
+                }
+            },
+            Event::Dialed { peer, conn } => self.as_primary(
+                step,
+                |primary, cx| primary.dialed(cx, peer, conn),
+                |step| step.emit(Action::Close { conn }),
+            ),
+            Event::DialFailed { peer } => {
+                self.as_primary(step, |primary, cx| primary.dial_failed(cx, peer), |_| ());
+            }
+            Event::Message {
+                conn,
+                generation,
+                message,
+            } => {
+                self.message(step, conn, generation, message);
+            }
+            Event::Disconnected { conn } => match (&mut self.role, &self.record) {
+                (Role::Secondary(secondary), _) => {
+                    secondary.disconnected(step, &mut self.local, conn);
+                }
+                (Role::Primary(primary), Some(record)) => {
+                    primary.disconnected(
+                        &mut Cx {
+                            step,
+                            local: &mut self.local,
+                            record,
+                        },
+                        conn,
+                    );
+                }
+                (Role::Primary(_), None) => {}
+            },
+            Event::Record(record) => self.learn(step, record),
+            Event::Refused { based_on, refusal } => self.refused(step, based_on, &refusal),
+            Event::Command { id, command } => self.command(step, id, command),
+        }
+        self.settle(step);
+    }
+
+    fn as_primary(
+        &mut self,
+        step: &mut Step<'_, P>,
+        run: impl FnOnce(&mut Primary<P>, &mut Cx<'_, '_, P>),
+        otherwise: impl FnOnce(&mut Step<'_, P>),
+    ) {
+        match (&mut self.role, &self.record) {
+            (Role::Primary(primary), Some(record)) => {
+                run(
+                    primary,
+                    &mut Cx {
+                        step,
+                        local: &mut self.local,
+                        record,
+                    },
+                );
+            }
+            _ => otherwise(step),
+        }
+    }
+
+    /// Local completions, then the role's look at the whole, until nothing changes.
+    fn settle(&mut self, step: &mut Step<'_, P>) {
+        loop {
+            while let Some((tag, at, done)) = self.local.next_done() {
+                self.local_done(step, (tag, at, done));
+            }
+            match &mut self.role {
+                Role::Secondary(secondary) => {
+                    if let Some(record) = &self.record {
+                        secondary.advance_opening(step, &mut self.local, record);
+                    }
+                    secondary.end_step(step);
+                }
+                Role::Primary(primary) => {
+                    let Some(record) = &self.record else { break };
+                    let cx = &mut Cx {
+                        step,
+                        local: &mut self.local,
+                        record,
+                    };
+                    primary.check_window_bound(cx);
+                    primary.maintain(cx);
+                }
+            }
+            self.check_closing(step);
+            if !self.local.has_done() {
+                break;
+            }
+        }
+    }
+
+    fn local_done(&mut self, step: &mut Step<'_, P>, (tag, at, done): Completion<P>) {
+        match tag {
+            Tag::Close => {
+                self.closed = true;
+                if let Some(id) = self.closing.take() {
+                    let result = done
+                        .error()
+                        .map_or(Ok(()), |_: DiskError| Err(CommandError::NoDisk));
+                    step.emit(Action::CommandDone { id, result });
+                }
+                return;
+            }
+            Tag::WholeSettled => {
+                self.local.whole_settled(step, done.error().is_none());
+                return;
+            }
+            _ => {}
+        }
+        match &mut self.role {
+            Role::Secondary(secondary) => {
+                let record = self.record.as_ref();
+                secondary.done(step, &mut self.local, tag, at, done, record);
+            }
+            Role::Primary(primary) => {
+                if let Some(record) = &self.record {
+                    let cx = &mut Cx {
+                        step,
+                        local: &mut self.local,
+                        record,
+                    };
+                    primary.done(cx, tag, at, done);
+                }
+            }
+        }
+    }
+
+    // ---- messages ----
+
+    fn message(
+        &mut self,
+        step: &mut Step<'_, P>,
+        conn: ConnId,
+        generation: Generation,
+        message: Message<P>,
+    ) {
+        match message {
+            Message::Hello {
+                node,
+                to,
+                session,
+                record,
+            } => {
+                self.hello(step, conn, node, to, session, record);
+            }
+            Message::Record { record } => {
+                // Only from the present session's primary; a record is true whoever brings it, but
+                // nobody else has a reason to.
+                if let Role::Secondary(secondary) = &self.role
+                    && secondary.in_session(conn)
+                {
+                    self.learn(step, record);
+                }
+            }
+            message => {
+                // A message of a new generation never comes before its record.
+                let known = self.record.as_ref().map_or(Generation(0), |r| r.generation);
+                match &mut self.role {
+                    Role::Secondary(secondary) => {
+                        if generation > known {
+                            secondary.disconnected(step, &mut self.local, conn);
+                            step.emit(Action::Close { conn });
+                            return;
+                        }
+                        let (replicas, admitted) =
+                            self.record.as_ref().map_or((NodeSet::EMPTY, false), |r| {
+                                let me = Member {
+                                    node: self.identity.node,
+                                    disk: self.identity.disk,
+                                    incarnation: self.identity.incarnation,
+                                };
+                                (r.replicas, r.member(me.node) == Some(&me))
+                            });
+                        let local = &mut self.local;
+                        secondary.message(step, local, conn, message, replicas, admitted);
+                    }
+                    Role::Primary(primary) => {
+                        if let Some(record) = &self.record {
+                            let cx = &mut Cx {
+                                step,
+                                local: &mut self.local,
+                                record,
+                            };
+                            primary.message(cx, conn, message);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn hello(
+        &mut self,
+        step: &mut Step<'_, P>,
+        conn: ConnId,
+        node: NodeId,
+        to: NodeId,
+        session: super::message::SessionId,
+        record: Record,
+    ) {
+        let refuse = if to != self.identity.node || record.resource != self.identity.resource {
+            Some(RefuseReason::WrongIdentity)
+        } else if record.primary != Some(node) || node == self.identity.node {
+            Some(RefuseReason::NotPrimary)
+        } else if self.closing.is_some() || self.closed {
+            Some(RefuseReason::Closing)
+        } else if self.refuse_sessions {
+            Some(RefuseReason::Disconnected)
+        } else {
+            None
+        };
+        if let Some(reason) = refuse {
+            step.emit(Action::Send {
+                conn,
+                message: Message::Refuse { reason },
+            });
+            step.emit(Action::Close { conn });
+            return;
+        }
+        let epoch = record.epoch;
+        self.learn(step, record);
+        let Some(known) = &self.record else { return };
+        if known.epoch > epoch || known.primary != Some(node) {
+            let promised = known.epoch;
+            let reason = RefuseReason::Superseded { promised };
+            step.emit(Action::Send {
+                conn,
+                message: Message::Refuse { reason },
+            });
+            step.emit(Action::Close { conn });
+            return;
+        }
+        if let Role::Secondary(secondary) = &mut self.role {
+            let known = known.clone();
+            secondary.hello(step, &mut self.local, conn, session, &known);
+        } else {
+            step.emit(Action::Close { conn });
+        }
+    }
+
+    // ---- the record ----
+
+    /// A record is known to be committed.
+    fn learn(&mut self, step: &mut Step<'_, P>, record: Record) {
+        if record.resource != self.identity.resource
+            || self
+                .record
+                .as_ref()
+                .is_some_and(|known| known.generation >= record.generation)
+        {
+            return;
+        }
+        let before = self.record.replace(record);
+        let Some(record) = self.record.clone() else {
+            return;
+        };
+        let record = &record;
+        // Another epoch, or no primary any more: this node's own is over.
+        if let Role::Primary(primary) = &mut self.role
+            && (record.epoch != primary.epoch() || record.primary != Some(self.identity.node))
+        {
+            let demoted = record.primary.is_none() && record.epoch == primary.epoch();
+            let why = match demoted {
+                _ if self.local.failed() => StopReason::DiskFailed,
+                true if self.closing.is_some() => StopReason::Closed,
+                true => StopReason::Demoted,
+                false => StopReason::Superseded,
+            };
+            primary.stop(
+                &mut Cx {
+                    step,
+                    local: &mut self.local,
+                    record,
+                },
+                why,
+            );
+            self.local.live_becomes_old();
+            self.role = Role::Secondary(Box::new(Secondary::new(self.local.volumes())));
+        }
+        if let Role::Secondary(secondary) = &mut self.role
+            && secondary
+                .primary()
+                .is_some_and(|p| record.primary != Some(p))
+        {
+            secondary.end_session(step, &mut self.local);
+        }
+        self.note_members(step, record);
+        if let (Role::Primary(primary), Some(before)) = (&mut self.role, &before) {
+            let cx = &mut Cx {
+                step,
+                local: &mut self.local,
+                record,
+            };
+            primary.new_record(cx, before);
+        }
+        self.check_promoted(step, record);
+    }
+
+    /// What the record says of who holds the same: bits are kept for a member's disk, and there are
+    /// none between members (RULES 7: entering a committed admit clears them).
+    fn note_members(&mut self, step: &mut Step<'_, P>, record: &Record) {
+        let me = self.identity;
+        let is_member = record
+            .member(me.node)
+            .is_some_and(|m| m.disk == me.disk && m.incarnation == me.incarnation);
+        if !is_member {
+            return;
+        }
+        let forced = record.in_sync.len() == 1 && self.local.history() != record.history;
+        if forced && record.epoch > Epoch(0) && !mutated(Mutation::ForceWithoutBits) {
+            // An operator took this replica's bytes for the truth: nobody else has them.
+            for node in record.replicas.without(me.node).iter() {
+                self.local.mark_all(step, node);
+            }
+        }
+        for member in record.in_sync.iter().filter(|m| m.node != me.node) {
+            self.local.bind(step, member.node, member.disk, true);
+        }
+        self.local.set_history(step, record.history);
+    }
+
+    /// Did this node's own promotion commit? Nothing else makes it primary: neither a record from
+    /// before its restart nor one whose epoch it has promised already.
+    fn check_promoted(&mut self, step: &mut Step<'_, P>, record: &Record) {
+        let mine = self.promotion.as_ref().is_some_and(|p| {
+            p.based_on
+                .is_some_and(|g| record.epoch == Epoch(g.next().0))
+        }) && record.epoch > self.local.promised();
+        let resumed = mutated(Mutation::ResumePrimaryship) && record.epoch > Epoch(0);
+        if record.primary != Some(self.identity.node)
+            || !(mine || resumed)
+            || matches!(self.role, Role::Primary(_))
+        {
+            return;
+        }
+        if let Some(promotion) = self.promotion.take() {
+            let id = promotion.command;
+            step.emit(Action::CommandDone { id, result: Ok(()) });
+        }
+        if let Role::Secondary(secondary) = &mut self.role {
+            secondary.stop(step, &mut self.local);
+        }
+        let cx = &mut Cx {
+            step,
+            local: &mut self.local,
+            record,
+        };
+        let primary = Primary::begin(cx, self.settings);
+        self.role = Role::Primary(Box::new(primary));
+    }
+
+    fn refused(
+        &mut self,
+        step: &mut Step<'_, P>,
+        based_on: Generation,
+        refusal: &vocabulary::Refusal,
+    ) {
+        if let (Role::Primary(primary), Some(record)) = (&mut self.role, &self.record) {
+            let cx = &mut Cx {
+                step,
+                local: &mut self.local,
+                record,
+            };
+            primary.proposal_refused(cx, based_on, refusal);
+            return;
+        }
+        let stale = matches!(refusal, vocabulary::Refusal::Stale { .. });
+        if let Some(promotion) = &mut self.promotion
+            && promotion.based_on == Some(based_on)
+        {
+            if stale {
+                promotion.based_on = None;
+                promotion.next = step.now;
+            } else if let Some(promotion) = self.promotion.take() {
+                let result = Err(CommandError::Refused(refusal.clone()));
+                step.emit(Action::CommandDone {
+                    id: promotion.command,
+                    result,
+                });
+            }
+        }
+    }
+
+    // ---- commands ----
+
+    fn command(&mut self, step: &mut Step<'_, P>, id: CommandId, command: Command) {
+        let refuse = match (&command, &self.record) {
+            (Command::Close, _) => None,
+            _ if self.closing.is_some() || self.closed => Some(CommandError::Stopped),
+            (_, None) => Some(CommandError::NoRecord),
+            _ => None,
+        };
+        if let Some(error) = refuse {
+            step.emit(Action::CommandDone {
+                id,
+                result: Err(error),
+            });
+            return;
+        }
+        match command {
+            Command::Promote { drop } => self.promote(step, id, false, drop),
+            Command::Force => self.promote(step, id, true, NodeSet::EMPTY),
+            Command::Close => self.close(step, id),
+            _ => match (&mut self.role, &self.record) {
+                (Role::Primary(primary), Some(record)) => {
+                    primary.command(
+                        &mut Cx {
+                            step,
+                            local: &mut self.local,
+                            record,
+                        },
+                        id,
+                        command,
+                    );
+                }
+                (Role::Secondary(secondary), _) => {
+                    let result = match command {
+                        Command::Disconnect { .. } => {
+                            self.refuse_sessions = true;
+                            secondary.stop(step, &mut self.local);
+                            Ok(())
+                        }
+                        Command::Connect { .. } => {
+                            self.refuse_sessions = false;
+                            Ok(())
+                        }
+                        _ => Err(CommandError::NotPrimary),
+                    };
+                    step.emit(Action::CommandDone { id, result });
+                }
+                (Role::Primary(_), None) => {}
+            },
+        }
+    }
+
+    fn promote(&mut self, step: &mut Step<'_, P>, id: CommandId, force: bool, drop: NodeSet) {
+        let result = match &self.role {
+            Role::Primary(_) => Some(Ok(())),
+            _ if self.promotion.is_some() => Some(Err(CommandError::Busy)),
+            _ if self.local.failed() => Some(Err(CommandError::NoDisk)),
+            _ => None,
+        };
+        if let Some(result) = result {
+            step.emit(Action::CommandDone { id, result });
+            return;
+        }
+        self.promotion = Some(Promotion {
+            command: id,
+            force,
+            drop,
+            based_on: None,
+            next: step.now,
+            wait_ms: self.settings.propose_again_ms,
+            deadline: step.now.plus_ms(self.settings.command_timeout_ms),
+        });
+        self.tick_promotion(step);
+    }
+
+    /// Proposes the promotion, again and again until it is decided or the command's time is over.
+    fn tick_promotion(&mut self, step: &mut Step<'_, P>) {
+        let Some(promotion) = &mut self.promotion else {
+            return;
+        };
+        if promotion.deadline <= step.now {
+            let id = promotion.command;
+            self.promotion = None;
+            step.emit(Action::CommandDone {
+                id,
+                result: Err(CommandError::Undecided),
+            });
+            return;
+        }
+        // The disk of an earlier role drains first, and this node's own promise comes first too.
+        let Some(record) = &self.record else { return };
+        if promotion.next > step.now || !self.local.drained() && promotion.based_on.is_none() {
+            return;
+        }
+        promotion.next = step.now.plus_ms(promotion.wait_ms);
+        promotion.wait_ms = (promotion.wait_ms * 2).min(self.settings.propose_again_ms * 10);
+        promotion.based_on = Some(record.generation);
+        let candidate = Member {
+            node: self.identity.node,
+            disk: self.identity.disk,
+            incarnation: self.identity.incarnation,
+        };
+        let history = next_history(record, &candidate);
+        let change = if promotion.force {
+            Change::Force { candidate, history }
+        } else {
+            Change::Promote {
+                candidate,
+                drop: promotion.drop,
+                history,
+            }
+        };
+        step.emit(Action::Propose {
+            based_on: record.generation,
+            change,
+        });
+    }
+
+    fn close(&mut self, step: &mut Step<'_, P>, id: CommandId) {
+        if self.closed {
+            step.emit(Action::CommandDone { id, result: Ok(()) });
+            return;
+        }
+        self.closing = Some(id);
+        if let (Role::Primary(primary), Some(record)) = (&mut self.role, &self.record) {
+            let cx = &mut Cx {
+                step,
+                local: &mut self.local,
+                record,
+            };
+            primary.stop(cx, StopReason::Closed);
+        }
+        match &mut self.role {
+            Role::Secondary(secondary) => secondary.stop(step, &mut self.local),
+            Role::Primary(_) => {
+                self.local.live_becomes_old();
+                self.role = Role::Secondary(Box::new(Secondary::new(self.local.volumes())));
+            }
+        }
+    }
+
+    /// Closes once the disk has drained: everything to stable storage, then the superblock.
+    fn check_closing(&mut self, step: &mut Step<'_, P>) {
+        if self.closing.is_some() && !self.closed {
+            self.local.advance_close(step);
+        }
+    }
+
+    // ---- status ----
+
+    /// What the resource looks like from here. Always answers.
+    #[must_use]
+    pub fn status(&self, now: Time) -> Status {
+        let me = self.identity.node;
+        let record = self.record.as_ref();
+        let in_sync = record.map_or(NodeSet::EMPTY, Record::members);
+        let volumes = self
+            .local
+            .volume_ids()
+            .map(|volume| VolumeStatus {
+                volume,
+                size_bytes: self
+                    .volume_size(volume)
+                    .unwrap_or_else(|| self.local.size(volume)),
+                hot_extents: self.local.hot_extents(volume),
+            })
+            .collect();
+        let (role, waiting_for, verify) = match &self.role {
+            Role::Secondary(_) => (RoleName::Secondary, NodeSet::EMPTY, None),
+            Role::Primary(primary) => {
+                let role = match primary.stage() {
+                    Stage::Promising | Stage::Gathering => RoleName::Starting,
+                    Stage::Serving => RoleName::Primary,
+                    Stage::Draining | Stage::Demoting => RoleName::Demoting,
+                };
+                (role, primary.waiting_for(), primary.verify_progress(now))
+            }
+        };
+        Status {
+            node: me,
+            role,
+            disk_state: self.own_disk_state(now),
+            disk: self.identity.disk,
+            incarnation: self.identity.incarnation,
+            replication: self.own_replication(now),
+            generation: record.map_or(Generation(0), |r| r.generation),
+            epoch: record.map_or(Epoch(0), |r| r.epoch),
+            primary: record.and_then(|r| r.primary),
+            in_sync,
+            volumes,
+            peers: self.peer_status(now),
+            waiting_for,
+            verify,
+        }
+    }
+
+    fn own_disk_state(&self, now: Time) -> DiskState {
+        let me = self.identity;
+        let member = self
+            .record
+            .as_ref()
+            .and_then(|r| r.member(me.node))
+            .is_some_and(|m| m.disk == me.disk && m.incarnation == me.incarnation);
+        match &self.role {
+            _ if self.local.failed() => DiskState::Failed,
+            _ if member => DiskState::UpToDate,
+            Role::Secondary(s) if s.copied_lately(now) => DiskState::Inconsistent,
+            _ => DiskState::Outdated,
+        }
+    }
+
+    fn own_replication(&self, now: Time) -> ReplicationState {
+        match &self.role {
+            Role::Secondary(s) if s.primary().is_none() => ReplicationState::Off,
+            Role::Secondary(s) => {
+                if self.own_disk_state(now) != DiskState::UpToDate {
+                    ReplicationState::SyncTarget
+                } else if s.digested_lately(now) {
+                    ReplicationState::VerifyT
+                } else {
+                    ReplicationState::Established
+                }
+            }
+            Role::Primary(p) => {
+                if p.peers().any(|peer| peer.sync.is_some()) {
+                    ReplicationState::SyncSource
+                } else if p.verify_progress(now).is_some() {
+                    ReplicationState::VerifyS
+                } else {
+                    ReplicationState::Established
+                }
+            }
+        }
+    }
+
+    fn peer_status(&self, now: Time) -> Vec<PeerStatus> {
+        let Some(record) = &self.record else {
+            return Vec::new();
+        };
+        let others = record.replicas.without(self.identity.node);
+        others
+            .iter()
+            .map(|node| {
+                let peer = match &self.role {
+                    Role::Primary(p) => p.peers().find(|peer| peer.node == node),
+                    Role::Secondary(_) => None,
+                };
+                let member = record.member(node);
+                let identity = peer.and_then(|p| p.identity);
+                let sync = peer.and_then(|p| p.sync.as_ref());
+                let is_member =
+                    member.is_some() && (identity.is_none() || identity.as_ref() == member);
+                let live = peer.is_some_and(super::primary::Peer::is_live);
+                let disk_state = match (is_member, live) {
+                    (true, _) => DiskState::UpToDate,
+                    (false, true) if sync.is_some() => DiskState::Inconsistent,
+                    (false, true) => DiskState::Outdated,
+                    (false, false) => DiskState::Unknown,
+                };
+                let replication = match peer.map(|p| &p.link) {
+                    None | Some(Link::Down { .. }) => ReplicationState::Off,
+                    Some(Link::Dialing | Link::Greeting(_)) => ReplicationState::Connecting,
+                    Some(Link::Live(_)) if sync.is_some() => ReplicationState::SyncTarget,
+                    Some(Link::Live(_)) => ReplicationState::Established,
+                };
+                let volumes = || self.local.volume_ids();
+                PeerStatus {
+                    node,
+                    disk: identity
+                        .map(|i| i.disk)
+                        .or_else(|| self.local.bound_disk(node)),
+                    disk_state,
+                    replication,
+                    out_of_sync_bytes: volumes()
+                        .map(|volume| match sync {
+                            Some(sync) => sync.left_of(volume),
+                            None if is_member => 0,
+                            None => self.local.marked_bytes(node, volume),
+                        })
+                        .collect(),
+                    progress: volumes()
+                        .map(|volume| sync.map(|s| s.progress(volume, now)))
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,777 @@
+//! The secondary's role: one session with one primary at a time, obeyed in order. It never decides
+//! anything: it refuses older epochs (RULES 2), remembers what it received (RULES 6), answers when
+//! its disk is done (RULES 1) and drains before it changes masters (RULES 5).
+
+use super::api::{Action, BlockHash, ConnId, DiskError, Notice, Payload, Settings};
+use super::local::{Done, Local};
+use super::message::{
+    MAX_RANGES, Message, RangesOf, RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
+};
+use super::mutation::{Mutation, mutated};
+use super::range_lock::{Mode, RangeLock};
+use super::{Outstanding, Step, Tag};
+use std::collections::{BTreeMap, VecDeque};
+use vocabulary::{ByteRange, Epoch, NodeId, NodeSet, Record, Time};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Write(Seq),
+    Read(u64),
+}
+
+#[derive(Debug)]
+enum Job<P> {
+    Write {
+        at: VolumeRange,
+        data: P,
+        fua: bool,
+    },
+    Zero {
+        at: VolumeRange,
+        hole: bool,
+        fua: bool,
+    },
+    Hash {
+        id: u64,
+        at: VolumeRange,
+    },
+    Fetch {
+        id: u64,
+        at: VolumeRange,
+    },
+}
+
+/// A Hello that was not refused, on its way to a session.
+#[derive(Debug)]
+struct Opening {
+    conn: ConnId,
+    primary: NodeId,
+    session: SessionId,
+    epoch: Epoch,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Draining,
+    Growing { left: usize },
+    Promising,
+}
+
+#[derive(Debug)]
+struct Session {
+    conn: ConnId,
+    primary: NodeId,
+    epoch: Epoch,
+    id: SessionId,
+    last_seq: Seq,
+    outstanding: Outstanding,
+    flushes: VecDeque<Seq>,
+    flushing: Option<Seq>,
+    /// Release notices whose writes are still on their way to the disk here.
+    releases: VecDeque<(Seq, bool, NodeSet, NodeSet)>,
+    acks: Vec<Seq>,
+    heard: Time,
+    /// A resync is under way, by the number of copies seen lately (status only).
+    copied_at: Option<Time>,
+    digested_at: Option<Time>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Secondary<P> {
+    session: Option<Session>,
+    opening: Option<Opening>,
+    locks: Vec<RangeLock<Key>>,
+    jobs: BTreeMap<Key, Job<P>>,
+    next_read: u64,
+    grows: BTreeMap<u64, Grow>,
+    next_grow: u64,
+    granted: Vec<Key>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Grow {
+    /// Part of an opening.
+    Opening,
+    /// The primary asked.
+    Asked { conn: ConnId, id: u64 },
+}
+
+impl<P: Payload> Secondary<P> {
+    pub(crate) fn new(volumes: usize) -> Self {
+        Self {
+            session: None,
+            opening: None,
+            locks: (0..volumes).map(|_| RangeLock::default()).collect(),
+            jobs: BTreeMap::new(),
+            next_read: 0,
+            grows: BTreeMap::new(),
+            next_grow: 0,
+            granted: Vec::new(),
+        }
+    }
+
+    /// The primary of the present session.
+    pub(crate) fn primary(&self) -> Option<NodeId> {
+        self.session.as_ref().map(|s| s.primary)
+    }
+
+    pub(crate) fn copied_lately(&self, now: Time) -> bool {
+        self.session
+            .as_ref()
+            .and_then(|s| s.copied_at)
+            .is_some_and(|t| now.ms_since(t) < 1000)
+    }
+
+    pub(crate) fn digested_lately(&self, now: Time) -> bool {
+        self.session
+            .as_ref()
+            .and_then(|s| s.digested_at)
+            .is_some_and(|t| now.ms_since(t) < 1000)
+    }
+
+    /// A primary wants a session. The caller has checked who it is and learned the record.
+    pub(crate) fn hello(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        conn: ConnId,
+        session: SessionId,
+        record: &Record,
+    ) {
+        let Some(primary) = record.primary else {
+            return;
+        };
+        let newest = self
+            .opening
+            .as_ref()
+            .map(|o| (o.epoch, o.session))
+            .max(self.session.as_ref().map(|s| (s.epoch, s.id)));
+        let reason = if record.epoch < local.promised() {
+            Some(RefuseReason::Superseded {
+                promised: local.promised(),
+            })
+        } else if newest.is_some_and(|newest| (record.epoch, session) <= newest) {
+            Some(RefuseReason::OlderSession)
+        } else if local.failed() {
+            Some(RefuseReason::NoDisk)
+        } else if record.sizes.len() != local.volumes() {
+            Some(RefuseReason::WrongSize)
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            step.emit(Action::Send {
+                conn,
+                message: Message::Refuse { reason },
+            });
+            step.emit(Action::Close { conn });
+            return;
+        }
+        self.end_session(step, local);
+        if let Some(old) = self.opening.take() {
+            step.emit(Action::Close { conn: old.conn });
+        }
+        self.opening = Some(Opening {
+            conn,
+            primary,
+            session,
+            epoch: record.epoch,
+            stage: Stage::Draining,
+        });
+        self.advance_opening(step, local, record);
+    }
+
+    /// Stops obeying the present session; what it left under way drains.
+    pub(crate) fn end_session(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
+        if let Some(session) = self.session.take() {
+            step.emit(Action::Close { conn: session.conn });
+            step.notice(Notice::PeerLost {
+                node: session.primary,
+                why: super::api::LossReason::Broken,
+            });
+        }
+        // What waits for a lock was never started; its range stays in the window.
+        self.jobs.clear();
+        local.live_becomes_old();
+    }
+
+    /// Ends everything, also an opening.
+    pub(crate) fn stop(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
+        self.end_session(step, local);
+        if let Some(opening) = self.opening.take() {
+            step.emit(Action::Close { conn: opening.conn });
+        }
+    }
+
+    /// Moves an opening on as far as it goes now.
+    pub(crate) fn advance_opening(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        record: &Record,
+    ) {
+        let Some(opening) = &mut self.opening else {
+            return;
+        };
+        if opening.stage == Stage::Draining {
+            if !local.drained() && !mutated(Mutation::NoDrain) {
+                return;
+            }
+            // Drained: nobody holds a lock any more.
+            for locks in &mut self.locks {
+                *locks = RangeLock::default();
+            }
+            local.live_becomes_old();
+            let mut left = 0;
+            for (volume, size_bytes) in local.volume_ids().zip(&record.sizes) {
+                if local.size(volume) < *size_bytes {
+                    let number = self.next_grow;
+                    self.next_grow += 1;
+                    self.grows.insert(number, Grow::Opening);
+                    local.grow(step, Tag::Grow(number), volume, *size_bytes);
+                    left += 1;
+                }
+            }
+            opening.stage = Stage::Growing { left };
+        }
+        if opening.stage == (Stage::Growing { left: 0 }) {
+            opening.stage = Stage::Promising;
+            local.promise(step, Tag::Promise, opening.epoch);
+        }
+    }
+
+    /// The promise is durable: the session begins.
+    fn promised(&mut self, step: &mut Step<'_, P>, local: &Local<P>) {
+        if self
+            .opening
+            .as_ref()
+            .is_none_or(|o| o.stage != Stage::Promising)
+        {
+            return;
+        }
+        let Some(opening) = self.opening.take() else {
+            return;
+        };
+        rule!(
+            "2: the epoch is stored before it is acted in",
+            local.promised() >= opening.epoch
+        );
+        let conn = opening.conn;
+        let identity = local.identity();
+        step.emit(Action::Send {
+            conn,
+            message: Message::Welcome {
+                disk: identity.disk,
+                incarnation: identity.incarnation,
+                history: local.history(),
+                bits_for: local.bound_disk(opening.primary),
+                whole_window: local.whole_window(),
+            },
+        });
+        send_ranges(step, conn, RangesOf::Window, local.window_ranges());
+        send_ranges(
+            step,
+            conn,
+            RangesOf::Bits,
+            local.bit_ranges(opening.primary),
+        );
+        step.emit(Action::Send {
+            conn,
+            message: Message::WelcomeEnd,
+        });
+        step.notice(Notice::PeerConnected {
+            node: opening.primary,
+        });
+        self.session = Some(Session {
+            conn,
+            primary: opening.primary,
+            epoch: opening.epoch,
+            id: opening.session,
+            last_seq: Seq(0),
+            outstanding: Outstanding::default(),
+            flushes: VecDeque::new(),
+            flushing: None,
+            releases: VecDeque::new(),
+            acks: Vec::new(),
+            heard: step.now,
+            copied_at: None,
+            digested_at: None,
+        });
+    }
+
+    /// Is this the connection of the present session?
+    pub(crate) fn in_session(&self, conn: ConnId) -> bool {
+        self.session.as_ref().is_some_and(|s| s.conn == conn)
+    }
+
+    pub(crate) fn disconnected(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        conn: ConnId,
+    ) {
+        if self.in_session(conn) {
+            self.end_session(step, local);
+        } else if self.opening.as_ref().is_some_and(|o| o.conn == conn) {
+            self.opening = None;
+        }
+    }
+
+    /// A message of the present session (but Hello and Record, which the resource takes itself).
+    pub(crate) fn message(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        conn: ConnId,
+        message: Message<P>,
+        replicas: NodeSet,
+        admitted: bool,
+    ) {
+        let Some(session) = self.session.as_mut().filter(|s| s.conn == conn) else {
+            return;
+        };
+        session.heard = step.now;
+        match message {
+            Message::Write {
+                seq,
+                volume,
+                offset,
+                data,
+                fua,
+                kind,
+                mark: _,
+            } => {
+                let Some(range) = ByteRange::new(offset, data.len() as u64) else {
+                    return self.protocol_error(step, local);
+                };
+                let at = VolumeRange { volume, range };
+                self.received(step, local, seq, at, kind, Job::Write { at, data, fua });
+            }
+            Message::Zero {
+                seq,
+                at,
+                hole,
+                fua,
+                kind,
+                mark: _,
+            } => {
+                self.received(step, local, seq, at, kind, Job::Zero { at, hole, fua });
+            }
+            Message::Touch { seq, ranges } => {
+                if seq <= session.last_seq || ranges.iter().any(|at| !local.fits(*at)) {
+                    return self.protocol_error(step, local);
+                }
+                session.last_seq = seq;
+                session.outstanding.begin(seq);
+                local.touch(step, Tag::Touch(seq), &ranges);
+            }
+            Message::Flush { seq } => {
+                if seq <= session.last_seq {
+                    return self.protocol_error(step, local);
+                }
+                session.last_seq = seq;
+                session.flushes.push_back(seq);
+                self.start_flush(step, local);
+            }
+            Message::Release {
+                upto,
+                old,
+                stable_on,
+            } => {
+                if upto > session.last_seq {
+                    return self.protocol_error(step, local);
+                }
+                let named = if mutated(Mutation::ReleaseWithoutNames)
+                    || mutated(Mutation::BitsOnlyOnPrimary)
+                {
+                    replicas
+                } else {
+                    stable_on
+                };
+                session
+                    .releases
+                    .push_back((upto, old && admitted, named, replicas));
+                self.take_releases(step, local);
+            }
+            Message::HashRequest { id, at } => {
+                session.digested_at = Some(step.now);
+                self.read_job(step, local, at, Job::Hash { id, at });
+            }
+            Message::Fetch { id, at } => self.read_job(step, local, at, Job::Fetch { id, at }),
+            Message::Ranges {
+                of: RangesOf::BitsFor { node, disk },
+                ranges,
+            } => {
+                if ranges.iter().any(|at| !local.fits(*at)) {
+                    return self.protocol_error(step, local);
+                }
+                local.take_over_bits(step, node, disk, &ranges);
+            }
+            Message::HandOverEnd { id } => local.save_bits(step, Tag::Bits(id)),
+            Message::Grow {
+                id,
+                volume,
+                size_bytes,
+            } => {
+                if volume.index() >= local.volumes() {
+                    return self.protocol_error(step, local);
+                }
+                let number = self.next_grow;
+                self.next_grow += 1;
+                self.grows.insert(number, Grow::Asked { conn, id });
+                local.grow(step, Tag::Grow(number), volume, size_bytes);
+            }
+            Message::Ping { token } => {
+                step.emit(Action::Send {
+                    conn,
+                    message: Message::Pong { token },
+                });
+            }
+            Message::Pong { .. } => {}
+            _ => self.protocol_error(step, local),
+        }
+    }
+
+    fn protocol_error(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
+        self.end_session(step, local);
+    }
+
+    /// A write arrived: into the window, then its turn at the range, then the disk.
+    fn received(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        seq: Seq,
+        at: VolumeRange,
+        kind: WriteKind,
+        job: Job<P>,
+    ) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if seq <= session.last_seq || !local.fits(at) || at.range.is_empty() {
+            return self.protocol_error(step, local);
+        }
+        session.last_seq = seq;
+        session.outstanding.begin(seq);
+        if kind == WriteKind::Copy {
+            session.copied_at = Some(step.now);
+        }
+        if !(kind == WriteKind::Copy && mutated(Mutation::CopiesOutsideWindow)) {
+            local.window_add(step, seq, at, kind);
+        }
+        let key = Key::Write(seq);
+        if self.locks[at.volume.index()].acquire(key, at.range, Mode::Exclusive) {
+            start(step, local, key, job);
+        } else {
+            self.jobs.insert(key, job);
+        }
+    }
+
+    fn read_job(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        at: VolumeRange,
+        job: Job<P>,
+    ) {
+        if !local.fits(at) || at.range.is_empty() {
+            return self.protocol_error(step, local);
+        }
+        let key = Key::Read(self.next_read);
+        self.next_read += 1;
+        let held = self.locks[at.volume.index()].acquire(key, at.range, Mode::Shared);
+        if held {
+            start_read(step, local, key, &job);
+        }
+        self.jobs.insert(key, job);
+    }
+
+    /// A range leaves the window once its write is done here, whatever others have.
+    fn take_releases(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        while let Some((upto, old, named, replicas)) = session.releases.front().copied() {
+            if !session.outstanding.done_before(Seq(upto.0 + 1)) {
+                break;
+            }
+            session.releases.pop_front();
+            local.release(step, upto, old, named, replicas);
+        }
+    }
+
+    fn start_flush(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.flushing.is_some() {
+            return;
+        }
+        // One flush covers all that wait and whose writes are done.
+        let mut covered = None;
+        while let Some(seq) = session.flushes.front().copied() {
+            if !session.outstanding.done_before(seq) {
+                break;
+            }
+            covered = session.flushes.pop_front();
+        }
+        if let Some(seq) = covered {
+            session.flushing = Some(seq);
+            local.flush(step, Tag::Flush(seq));
+        }
+    }
+
+    /// Local I/O is done.
+    pub(crate) fn done(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        tag: Tag,
+        at: Option<VolumeRange>,
+        done: Done<P>,
+        record: Option<&Record>,
+    ) {
+        match tag {
+            Tag::Write(seq) => {
+                if let Some(at) = at {
+                    self.unlock(step, local, Key::Write(seq), at);
+                }
+                self.finish(step, local, seq, done.error());
+            }
+            Tag::Touch(seq) => self.finish(step, local, seq, done.error()),
+            Tag::Flush(seq) => {
+                if let Some(session) = &mut self.session
+                    && session.flushing == Some(seq)
+                {
+                    session.flushing = None;
+                    if done.error().is_none() {
+                        let conn = session.conn;
+                        flush_acks(step, session);
+                        step.emit(Action::Send {
+                            conn,
+                            message: Message::FlushAck { seq },
+                        });
+                    }
+                }
+                self.start_flush(step, local);
+            }
+            Tag::Read(number) | Tag::Hash(number) => {
+                let key = Key::Read(number);
+                let job = self.jobs.remove(&key);
+                if let Some(at) = at {
+                    self.unlock(step, local, key, at);
+                }
+                if let (Some(job), Some(session)) = (job, &self.session) {
+                    answer_read(step, session.conn, job, done);
+                }
+            }
+            Tag::Promise => self.promised(step, local),
+            Tag::Bits(id) => {
+                if let Some(session) = &self.session
+                    && done.error().is_none()
+                {
+                    let message = Message::HandOverDone { id };
+                    step.emit(Action::Send {
+                        conn: session.conn,
+                        message,
+                    });
+                }
+            }
+            Tag::Grow(number) => self.grown(step, local, number, done.error(), record),
+            Tag::Repair(_) | Tag::WholeSettled | Tag::Close | Tag::Nobody => {}
+        }
+        if local.failed() {
+            self.disk_failed(step, local);
+        } else if let Some(record) = record {
+            self.advance_opening(step, local, record);
+        }
+    }
+
+    fn grown(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        number: u64,
+        error: Option<DiskError>,
+        record: Option<&Record>,
+    ) {
+        match self.grows.remove(&number) {
+            Some(Grow::Asked { conn, id }) if self.in_session(conn) => {
+                let message = Message::Grown {
+                    id,
+                    ok: error.is_none(),
+                };
+                step.emit(Action::Send { conn, message });
+            }
+            Some(Grow::Opening) => {
+                let Some(opening) = &mut self.opening else {
+                    return;
+                };
+                let Stage::Growing { left } = &mut opening.stage else {
+                    return;
+                };
+                if error.is_some() {
+                    let conn = opening.conn;
+                    let reason = RefuseReason::WrongSize;
+                    step.emit(Action::Send {
+                        conn,
+                        message: Message::Refuse { reason },
+                    });
+                    step.emit(Action::Close { conn });
+                    self.opening = None;
+                    return;
+                }
+                *left -= 1;
+                if let Some(record) = record {
+                    self.advance_opening(step, local, record);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Says so to the primary and obeys nobody until the disk is replaced.
+    fn disk_failed(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>) {
+        if let Some(session) = &self.session {
+            step.emit(Action::Send {
+                conn: session.conn,
+                message: Message::DiskFailed,
+            });
+        }
+        self.stop(step, local);
+    }
+
+    fn finish(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        seq: Seq,
+        error: Option<DiskError>,
+    ) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if error.is_none() {
+            session.outstanding.finish(seq);
+            session.acks.push(seq);
+            self.take_releases(step, local);
+            self.start_flush(step, local);
+        }
+    }
+
+    fn unlock(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>, key: Key, at: VolumeRange) {
+        let mut granted = std::mem::take(&mut self.granted);
+        self.locks[at.volume.index()].release(key, &mut granted);
+        for key in granted.drain(..) {
+            match key {
+                Key::Write(_) => {
+                    if let Some(job) = self.jobs.remove(&key) {
+                        start(step, local, key, job);
+                    }
+                }
+                Key::Read(_) => {
+                    if let Some(job) = self.jobs.get(&key) {
+                        start_read(step, local, key, job);
+                    }
+                }
+            }
+        }
+        self.granted = granted;
+    }
+
+    /// At the end of a step: acknowledgements leave together.
+    pub(crate) fn end_step(&mut self, step: &mut Step<'_, P>) {
+        if let Some(session) = &mut self.session {
+            flush_acks(step, session);
+        }
+    }
+
+    pub(crate) fn tick(
+        &mut self,
+        step: &mut Step<'_, P>,
+        local: &mut Local<P>,
+        settings: &Settings,
+    ) {
+        // The primary pings; a silence of several of its time-outs means that it is gone.
+        let silent = self
+            .session
+            .as_ref()
+            .is_some_and(|s| step.now.ms_since(s.heard) > 3 * settings.peer_timeout_ms);
+        if silent {
+            self.end_session(step, local);
+        }
+    }
+}
+
+fn flush_acks<P>(step: &mut Step<'_, P>, session: &mut Session) {
+    if !session.acks.is_empty() {
+        let seqs = std::mem::take(&mut session.acks);
+        step.emit(Action::Send {
+            conn: session.conn,
+            message: Message::Acks { seqs },
+        });
+    }
+}
+
+fn start<P: Payload>(step: &mut Step<'_, P>, local: &mut Local<P>, key: Key, job: Job<P>) {
+    let Key::Write(seq) = key else { return };
+    match job {
+        Job::Write { at, data, fua } => local.write(step, Tag::Write(seq), at, data, fua),
+        Job::Zero { at, hole, fua } => local.zero(step, Tag::Write(seq), at, hole, fua),
+        Job::Hash { .. } | Job::Fetch { .. } => {}
+    }
+}
+
+fn start_read<P: Payload>(step: &mut Step<'_, P>, local: &mut Local<P>, key: Key, job: &Job<P>) {
+    let Key::Read(number) = key else { return };
+    match job {
+        Job::Hash { at, .. } => local.hash(step, Tag::Hash(number), *at),
+        Job::Fetch { at, .. } => local.read(step, Tag::Read(number), *at),
+        Job::Write { .. } | Job::Zero { .. } => {}
+    }
+}
+
+fn answer_read<P>(step: &mut Step<'_, P>, conn: ConnId, job: Job<P>, done: Done<P>) {
+    let message = match (job, done) {
+        (Job::Hash { id, .. }, Done::Hashes(hashes, _)) => {
+            let hashes: Option<Vec<BlockHash>> = Some(hashes);
+            Message::HashReply { id, hashes }
+        }
+        (Job::Hash { id, .. }, _) => Message::HashReply { id, hashes: None },
+        (Job::Fetch { id, .. }, Done::Data(data)) => Message::Fetched {
+            id,
+            data: Some(data),
+        },
+        (Job::Fetch { id, .. }, _) => Message::Fetched { id, data: None },
+        (Job::Write { .. } | Job::Zero { .. }, _) => return,
+    };
+    step.emit(Action::Send { conn, message });
+}
+
+/// Sends ranges in messages of bounded size.
+pub(crate) fn send_ranges<P>(
+    step: &mut Step<'_, P>,
+    conn: ConnId,
+    of: RangesOf,
+    ranges: impl Iterator<Item = VolumeRange>,
+) {
+    let mut batch = Vec::new();
+    for range in ranges {
+        batch.push(range);
+        if batch.len() == MAX_RANGES {
+            let ranges = std::mem::take(&mut batch);
+            step.emit(Action::Send {
+                conn,
+                message: Message::Ranges { of, ranges },
+            });
+        }
+    }
+    if !batch.is_empty() {
+        step.emit(Action::Send {
+            conn,
+            message: Message::Ranges { of, ranges: batch },
+        });
+    }
+}

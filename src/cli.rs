@@ -1,0 +1,275 @@
+//! The command line's grammar. What a command does is in `commands`.
+
+use crate::operation::MetadataSpec;
+use crate::size::parse_size;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A replicated block device in userspace: disks that are mirrored synchronously over the network and used over NBD.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, about, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// The daemon's API socket (a path); by default /run/lockstep/api.sock
+    #[arg(long, global = true, env = "LOCKSTEP_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Answer in JSON, for scripts
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// A whole cluster on this machine in one command, with a mirrored disk to try
+    Demo(DemoArgs),
+    /// Run one node
+    Daemon(DaemonArgs),
+    /// Create a new cluster: once, on its first node, before its daemon is started
+    Init {
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Nodes, resources and replicas as they are now
+    Status {
+        /// Only this resource
+        resource: Option<String>,
+        /// Show it anew every second until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+    },
+    /// What happened on the node, and what happens (until Ctrl-C)
+    Events {
+        /// Stop after the events that are known already
+        #[arg(long)]
+        once: bool,
+    },
+    /// Create, delete and list resources
+    #[command(subcommand)]
+    Resource(ResourceCommand),
+    /// Change volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Make a node primary: it serves the resource's disks
+    Promote(PromoteArgs),
+    /// Stop serving: drain, flush, and leave the resource without a primary
+    Demote(Target),
+    /// Allow connections to a peer again and try them now
+    Connect(Target),
+    /// Drop the connections to a peer and keep them down
+    Disconnect(Target),
+    /// Compare every block of every connected replica with the primary's, online
+    Verify(VerifyArgs),
+    /// Bring replicas that lack something up to date now
+    Resync(Awaited),
+    /// Throw away a replica's data and copy it anew
+    Invalidate(InvalidateArgs),
+    /// Print the metadata of a backing store (not of a running daemon's)
+    DumpMetadata {
+        /// The store, or its metadata file
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Nodes with a replica, 1 to 5
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub(crate) nodes: u8,
+    /// Nodes without a replica besides those
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=4))]
+    pub(crate) witnesses: u8,
+    /// Size of the disk [default: 1GiB]
+    #[arg(long, value_parser = parse_size)]
+    pub(crate) size: Option<u64>,
+    /// Keep everything here, and start again what a demo has left here; without it a temporary directory is used and removed
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Node K serves at this port + K - 1 on 127.0.0.1
+    #[arg(long, default_value_t = 10809, value_parser = clap::value_parser!(u16).range(1..=65000))]
+    pub(crate) port: u16,
+    /// Run this by `sh -c` with NBD_URI, NBD_URI_1..N and LOCKSTEP_DIR set, then stop and exit with its status
+    #[arg(long, value_name = "CMD")]
+    pub(crate) exec: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// The node's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Stop when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub(crate) exit_with_parent: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ResourceCommand {
+    /// Create a resource and its replicas
+    Create(CreateArgs),
+    /// Delete a resource that has no primary; its data stay where they are
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// All resources and where their replicas lie
+    List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// Size of a volume, for instance 100GiB; once for each volume
+    #[arg(long, required = true, value_parser = parse_size)]
+    pub(crate) size: Vec<u64>,
+    /// A replica: a node, and after a colon its files or block devices, one a volume, separated by commas; without any: one on every node, as NAME.img in its data directory
+    #[arg(long, value_name = "NODE[:PATH,…]")]
+    pub(crate) replica: Vec<String>,
+    /// Where metadata lies
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) metadata: MetadataSpec,
+    /// Writes wait rather than go on with fewer in-sync replicas than this
+    #[arg(long, default_value_t = 1)]
+    pub(crate) min_redundancy: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Grow a volume on all its replicas, online; clients see it when they reconnect
+    Resize {
+        /// RESOURCE, or RESOURCE/VOLUME
+        volume: String,
+        /// The new size, for instance 200GiB
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// The resource
+    pub(crate) resource: String,
+    /// The node
+    pub(crate) node: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Awaited {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Show progress and return when it is done
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InvalidateArgs {
+    /// The resource
+    pub(crate) resource: String,
+    /// The node whose replica is copied anew
+    pub(crate) node: String,
+    /// Show progress and return when it is done
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) awaited: Awaited,
+    /// Write the primary's bytes where a replica differs
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Stop the verify that is under way
+    #[arg(long, conflicts_with_all = ["repair", "wait"])]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PromoteArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Take this node's data as the truth, whatever newer data other replicas hold: last resort
+    #[arg(long)]
+    pub(crate) accept_data_loss: bool,
+    /// With --accept-data-loss: you know that this node, the old primary, is switched off
+    #[arg(long, value_name = "NODE", requires = "accept_data_loss")]
+    pub(crate) confirm_dead: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_command_line_is_taken() {
+        for line in [
+            "lockstep demo",
+            "lockstep demo --nodes 3 --witnesses 0 --size 1GiB --dir DIR --port 10809 --exec CMD",
+            "lockstep daemon --config lockstep.toml",
+            "lockstep init --config lockstep.toml",
+            "lockstep status",
+            "lockstep status r0 --json --watch",
+            "lockstep --socket S status",
+            "lockstep status --socket S",
+            "lockstep events --json",
+            "lockstep resource create r0 --size 1GiB",
+            "lockstep resource create r0 --size 1GiB --size 2GiB --replica n1:/dev/sdb,/dev/sdc --replica n2 --min-redundancy 2 --metadata internal",
+            "lockstep resource delete r0",
+            "lockstep resource list --json",
+            "lockstep volume resize r0 2GiB",
+            "lockstep volume resize r0/1 2GiB",
+            "lockstep promote r0",
+            "lockstep promote r0 node2",
+            "lockstep promote r0 node2 --accept-data-loss --confirm-dead node1",
+            "lockstep demote r0 node1",
+            "lockstep connect r0",
+            "lockstep disconnect r0 node2",
+            "lockstep verify r0 --repair --wait",
+            "lockstep verify r0 --stop",
+            "lockstep resync r0 node2 --wait",
+            "lockstep invalidate r0 node2",
+            "lockstep dump-metadata r0.img",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_a_word_on_it() {
+        for (line, word) in [
+            ("lockstep", "Usage"),
+            ("lockstep frobnicate", "frobnicate"),
+            ("lockstep demo --nodes 0", "0 is not in 1..=5"),
+            ("lockstep demo --nodes 9", "9 is not in 1..=5"),
+            ("lockstep demo --size big", "\"big\" is not a size"),
+            ("lockstep demo --port 0", "0 is not in 1..=65000"),
+            ("lockstep resource create r0", "--size"),
+            ("lockstep promote", "<RESOURCE>"),
+            (
+                "lockstep promote r0 n --confirm-dead m",
+                "--accept-data-loss",
+            ),
+            ("lockstep verify r0 --stop --repair", "--repair"),
+            ("lockstep invalidate r0", "<NODE>"),
+            ("lockstep daemon", "--config"),
+        ] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

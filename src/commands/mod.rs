@@ -1,0 +1,124 @@
+//! What the commands of the command line do. Each ends with an exit code; errors go up to `main`,
+//! which prints them.
+
+mod node_files;
+mod operate;
+mod show;
+
+use crate::cli::{Cli, Command, ResourceCommand, VolumeCommand};
+use crate::client::Client;
+use crate::operation::Operation;
+use std::process::ExitCode;
+
+/// A command's end: what to exit with.
+pub(crate) type Outcome = anyhow::Result<ExitCode>;
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> Outcome {
+    let Cli {
+        socket,
+        json,
+        command,
+    } = cli;
+    let client = Client::new(socket.as_deref());
+    match command {
+        Command::Demo(args) => crate::demo::run(&args),
+        Command::Daemon(args) => crate::daemon::run(&args),
+        Command::Init { config } => node_files::init(&config, json),
+        Command::DumpMetadata { file } => node_files::dump_metadata(&file),
+        Command::Status { resource, watch } => {
+            block_on(show::status(&client, resource.as_deref(), json, watch))
+        }
+        Command::Events { once } => block_on(show::events(&client, once, json)),
+        Command::Resource(ResourceCommand::List) => block_on(show::resources(&client, json)),
+        Command::Resource(ResourceCommand::Create(args)) => {
+            block_on(operate::run(&client, operate::create(args), json))
+        }
+        Command::Resource(ResourceCommand::Delete { name }) => block_on(operate::run(
+            &client,
+            Operation::DeleteResource { name },
+            json,
+        )),
+        Command::Volume(VolumeCommand::Resize { volume, size }) => {
+            block_on(operate::run(&client, operate::resize(&volume, size)?, json))
+        }
+        Command::Promote(args) => block_on(operate::run(
+            &client,
+            Operation::Promote {
+                resource: args.target.resource,
+                node: args.target.node,
+                accept_data_loss: args.accept_data_loss,
+                confirm_dead: args.confirm_dead,
+            },
+            json,
+        )),
+        Command::Demote(target) => {
+            let (resource, node) = (target.resource, target.node);
+            block_on(operate::run(
+                &client,
+                Operation::Demote { resource, node },
+                json,
+            ))
+        }
+        Command::Connect(target) => {
+            let (resource, node) = (target.resource, target.node);
+            block_on(operate::run(
+                &client,
+                Operation::Connect { resource, node },
+                json,
+            ))
+        }
+        Command::Disconnect(target) => {
+            let (resource, node) = (target.resource, target.node);
+            block_on(operate::run(
+                &client,
+                Operation::Disconnect { resource, node },
+                json,
+            ))
+        }
+        Command::Verify(args) => {
+            let (resource, node) = (args.awaited.target.resource, args.awaited.target.node);
+            let operation = Operation::Verify {
+                resource: resource.clone(),
+                node,
+                repair: args.repair,
+                stop: args.stop,
+            };
+            let wait = args.awaited.wait.then_some(operate::Wait::Verify);
+            block_on(operate::run_and_wait(
+                &client, operation, &resource, wait, json,
+            ))
+        }
+        Command::Resync(args) => {
+            let (resource, node) = (args.target.resource, args.target.node);
+            let wait = args.wait.then(|| operate::Wait::UpToDate(node.clone()));
+            let operation = Operation::Resync {
+                resource: resource.clone(),
+                node,
+            };
+            block_on(operate::run_and_wait(
+                &client, operation, &resource, wait, json,
+            ))
+        }
+        Command::Invalidate(args) => {
+            let (resource, node) = (args.resource, args.node);
+            let wait = args
+                .wait
+                .then(|| operate::Wait::UpToDate(Some(node.clone())));
+            let operation = Operation::Invalidate {
+                resource: resource.clone(),
+                node,
+            };
+            block_on(operate::run_and_wait(
+                &client, operation, &resource, wait, json,
+            ))
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}

@@ -1,0 +1,179 @@
+//! `lockstep daemon`: one node, from its lock to its orderly end. Three threads: the controller's,
+//! the data plane's, and this one with the API.
+
+use crate::api;
+use crate::cli::DaemonArgs;
+use crate::commands::Outcome;
+use crate::config::Config;
+use crate::events::Events;
+use crate::lock::DirectoryLock;
+use crate::node::{Node, configured_nodes};
+use crate::resources::Resources;
+use anyhow::Context;
+use controller::core::Document;
+use controller::runtime::{self, Controller, Role};
+use controller::store::{DocumentStore, StoreError};
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+/// Runs the node until SIGTERM or SIGINT.
+pub(crate) fn run(args: &DaemonArgs) -> Outcome {
+    let config = Config::load(&args.config)?;
+    let _lock = DirectoryLock::take(&config.data_directory)?;
+    log_to_stderr();
+    raise_descriptor_limit();
+    if args.exit_with_parent {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+            .context("can't ask for the parent's end")?;
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .thread_name("api")
+        .enable_all()
+        .build()?
+        .block_on(serve(Arc::new(config)))
+}
+
+async fn serve(config: Arc<Config>) -> Outcome {
+    let name = config.this_node().name.clone();
+    let mut ends = [
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    ];
+    let listener = api::listen(&config.api_socket)?;
+    let (controller, forwarded) = start_controller(&config)?;
+    let events = Arc::new(Events::new(name.to_string()));
+    let crate::data::Started {
+        thread: data_plane,
+        plane,
+        reports,
+    } = crate::data::start(&config)?;
+    let plane: Arc<dyn crate::plane::Plane> = plane;
+    let resources = Arc::new(Resources::new(
+        Arc::clone(&config),
+        controller.handle(),
+        Arc::clone(&plane),
+        Arc::clone(&events),
+    ));
+    let node = Arc::new(Node {
+        config: Arc::clone(&config),
+        store: controller.handle(),
+        plane,
+        resources: Arc::clone(&resources),
+        events: Arc::clone(&events),
+    });
+    let (stop, mut stopped) = watch::channel(false);
+    let follow = tokio::spawn(Arc::clone(&resources).run(reports));
+    let answers = tokio::spawn(Arc::clone(&node).answer_forwarded(forwarded));
+    let serving = tokio::spawn(api::serve(listener, node, async move {
+        // An error: the daemon ends without having asked.
+        let _ = stopped.wait_for(|stop| *stop).await;
+    }));
+    events.push(None, "started", format!("{name} is up"));
+    first(&mut ends).await;
+    events.push(None, "stopping", format!("{name} stops"));
+    // Replicas first: a primary demotes through the configuration store.
+    resources.close().await;
+    stop.send_replace(true);
+    // Only the API's own end can be an error worth a word.
+    if let Ok(Err(error)) = serving.await {
+        tracing::warn!(%error, "the API ended with an error");
+    }
+    follow.abort();
+    answers.abort();
+    drop(data_plane);
+    drop(controller);
+    // The socket of a daemon that is not there would only puzzle.
+    let _ = std::fs::remove_file(&config.api_socket);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn first(signals: &mut [Signal; 2]) {
+    let [terminate, interrupt] = signals;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn start_controller(
+    config: &Config,
+) -> anyhow::Result<(Controller, tokio::sync::mpsc::Receiver<runtime::Forwarded>)> {
+    let role = if config.voter() == config.node {
+        let (mut store, document) = DocumentStore::open(&config.document_path(), config.cluster)?;
+        let current = with_configured_nodes(config, &document)?;
+        if current != document {
+            store.save(&current)?;
+        }
+        Role::Voter {
+            store,
+            document: current,
+        }
+    } else {
+        Role::Follower {
+            voter: config.voter(),
+        }
+    };
+    let me = config.this_node();
+    let peers = config.nodes.iter();
+    Ok(Controller::start(runtime::Config {
+        cluster: config.cluster,
+        node: config.node,
+        name: me.name.clone(),
+        listen: me.control.clone(),
+        peers: peers
+            .map(|(&id, node)| (id, node.control.clone()))
+            .collect(),
+        role,
+    })?)
+}
+
+fn with_configured_nodes(config: &Config, document: &Document) -> anyhow::Result<Document> {
+    let mut current = document.clone();
+    for command in configured_nodes(config) {
+        current = current
+            .apply(&command)
+            .context("the configuration file's nodes do not fit the cluster's")?;
+    }
+    Ok(current)
+}
+
+/// Creates the document of a new cluster: once, on its first node.
+pub(crate) fn create_cluster(config: &Config) -> anyhow::Result<()> {
+    let voter = &config.nodes[&config.voter()];
+    if config.voter() != config.node {
+        anyhow::bail!(
+            "the configuration store is kept by {}, the node with the lowest id\n  to do: run `lockstep init` there; this node needs none, start its daemon",
+            voter.name
+        );
+    }
+    let _lock = DirectoryLock::take(&config.data_directory)?;
+    let document = with_configured_nodes(config, &Document::new(config.cluster))?;
+    DocumentStore::create(&config.document_path(), &document)
+        .map(drop)
+        .map_err(|error: StoreError| error.into())
+}
+
+fn log_to_stderr() {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // A second subscriber can only be there in tests.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}
+
+/// Connections and stores need descriptors; the usual soft limit of 1024 is for programs that use
+/// `select`.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "can't raise the limit of open files");
+    }
+}

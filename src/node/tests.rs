@@ -1,0 +1,475 @@
+//! Promises of the operators' commands, with a real configuration store on loopback and a data plane
+//! that only notes what it is asked.
+
+use super::*;
+use crate::operation::ReplicaSpec;
+use crate::plane::{AttachRequest, Attached, PlaneEvent};
+use controller::runtime::{Config as ControllerConfig, Controller, Role as StoreRole};
+use controller::store::DocumentStore;
+use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
+use std::path::Path;
+use std::sync::Mutex;
+use tokio::sync::oneshot;
+use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, ResourceId};
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// A data plane whose replicas attach at once and whose promotions go to the store.
+#[derive(Debug)]
+struct FakePlane {
+    node: NodeId,
+    up: mpsc::UnboundedSender<PlaneEvent>,
+    state: Mutex<FakeState>,
+}
+
+#[derive(Debug, Default)]
+struct FakeState {
+    attached: Vec<AttachRequest>,
+    record: Option<Record>,
+    commands: Vec<Command>,
+    waiting: Vec<oneshot::Sender<Result<(), CommandError>>>,
+    refuse_attach: bool,
+}
+
+impl FakePlane {
+    fn state(&self) -> std::sync::MutexGuard<'_, FakeState> {
+        self.state.lock().unwrap()
+    }
+
+    fn member(&self) -> Member {
+        Member {
+            node: self.node,
+            disk: DiskId(100 + u128::from(self.node.get())),
+            incarnation: Incarnation(1),
+        }
+    }
+
+    fn role(&self, record: Option<&Record>) -> Role {
+        if record.is_some_and(|record| record.primary == Some(self.node)) {
+            Role::Primary
+        } else {
+            Role::Secondary
+        }
+    }
+}
+
+impl Plane for FakePlane {
+    fn attach(&self, request: AttachRequest) -> oneshot::Receiver<Result<Attached, String>> {
+        let (answer, receiver) = oneshot::channel();
+        let result = if self.state().refuse_attach {
+            Err("r0.img is gone".to_owned())
+        } else {
+            Ok(Attached {
+                member: self.member(),
+                empty: true,
+            })
+        };
+        self.state().attached.push(request);
+        answer.send(result).unwrap();
+        receiver
+    }
+
+    fn detach(&self, _: ResourceId) -> oneshot::Receiver<()> {
+        oneshot::channel().1
+    }
+
+    fn record(&self, record: Record) {
+        let mut state = self.state();
+        state.record = Some(record);
+        for waiting in state.waiting.drain(..) {
+            let _ = waiting.send(Ok(()));
+        }
+    }
+
+    fn refused(&self, _: ResourceId, _: Generation, refusal: Refusal) {
+        for waiting in self.state().waiting.drain(..) {
+            let _ = waiting.send(Err(refusal.clone().into()));
+        }
+    }
+
+    fn command(
+        &self,
+        resource: ResourceId,
+        command: Command,
+    ) -> oneshot::Receiver<Result<(), CommandError>> {
+        let (answer, receiver) = oneshot::channel();
+        let mut state = self.state();
+        state.commands.push(command);
+        let change = match command {
+            Command::Promote { drop } => Change::Promote {
+                candidate: self.member(),
+                drop,
+                history: HistoryId(9),
+            },
+            Command::Demote => Change::Demote { node: self.node },
+            Command::Resize { volume, size_bytes } => Change::Resize { volume, size_bytes },
+            _ => {
+                let _ = answer.send(Ok(()));
+                return receiver;
+            }
+        };
+        state.waiting.push(answer);
+        let based_on = state
+            .record
+            .as_ref()
+            .map_or(Generation(0), |r| r.generation);
+        let _ = self.up.send(PlaneEvent::Propose {
+            resource,
+            based_on,
+            change,
+        });
+        receiver
+    }
+
+    fn status(&self, _: ResourceId) -> oneshot::Receiver<Status> {
+        let (answer, receiver) = oneshot::channel();
+        let record = self.state().record.clone();
+        let _ = answer.send(Status {
+            node: self.node,
+            role: self.role(record.as_ref()),
+            disk_state: DiskState::UpToDate,
+            disk: self.member().disk,
+            incarnation: Incarnation(1),
+            replication: ReplicationState::Off,
+            generation: Generation(0),
+            epoch: vocabulary::Epoch(0),
+            primary: None,
+            in_sync: NodeSet::EMPTY,
+            volumes: vec![VolumeStatus {
+                volume: VolumeId(0),
+                size_bytes: 1 << 20,
+                hot_extents: 0,
+            }],
+            peers: Vec::new(),
+            waiting_for: NodeSet::EMPTY,
+            verify: None,
+        });
+        receiver
+    }
+}
+
+struct Running {
+    node: Arc<Node>,
+    plane: Arc<FakePlane>,
+    _controller: Controller,
+}
+
+fn configs(count: u8) -> Vec<Arc<Config>> {
+    let listeners: Vec<std::net::TcpListener> = (0..count)
+        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let mut nodes = String::new();
+    for (id, listener) in listeners.iter().enumerate() {
+        let address = listener.local_addr().unwrap();
+        nodes.push_str(&format!(
+            "[[nodes]]\nid = {id}\nname = \"node{}\"\ncontrol = \"{address}\"\nreplication = \"{address}\"\n",
+            id + 1
+        ));
+    }
+    (1..=count)
+        .map(|number| {
+            let text = format!(
+                "node = \"node{number}\"\n[cluster]\nname = \"t\"\nid = \"{:032x}\"\n{nodes}",
+                7
+            );
+            Arc::new(Config::parse(Path::new("/tmp/t.toml"), &text).unwrap())
+        })
+        .collect()
+}
+
+fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
+    let me = config.this_node();
+    let role = if config.node == config.voter() {
+        let document = configured_nodes(config)
+            .iter()
+            .fold(Document::new(config.cluster), |d, c| d.apply(c).unwrap());
+        let store = DocumentStore::create(&dir.join("configuration"), &document).unwrap();
+        StoreRole::Voter { store, document }
+    } else {
+        StoreRole::Follower {
+            voter: config.voter(),
+        }
+    };
+    let (controller, forwarded) = Controller::start(ControllerConfig {
+        cluster: config.cluster,
+        node: config.node,
+        name: me.name.clone(),
+        listen: me.control.clone(),
+        peers: config
+            .nodes
+            .iter()
+            .map(|(&id, n)| (id, n.control.clone()))
+            .collect(),
+        role,
+    })
+    .unwrap();
+    let (up, from_plane) = mpsc::unbounded_channel();
+    let plane = Arc::new(FakePlane {
+        node: config.node,
+        up,
+        state: Mutex::new(FakeState {
+            refuse_attach,
+            ..FakeState::default()
+        }),
+    });
+    let events = Arc::new(Events::new(me.name.to_string()));
+    let resources = Arc::new(Resources::new(
+        Arc::clone(config),
+        controller.handle(),
+        Arc::<FakePlane>::clone(&plane),
+        Arc::clone(&events),
+    ));
+    tokio::spawn(Arc::clone(&resources).run(from_plane));
+    let node = Arc::new(Node {
+        config: Arc::clone(config),
+        store: controller.handle(),
+        plane: Arc::<FakePlane>::clone(&plane),
+        resources,
+        events,
+    });
+    tokio::spawn(Arc::clone(&node).answer_forwarded(forwarded));
+    Running {
+        node,
+        plane,
+        _controller: controller,
+    }
+}
+
+fn test<F: Future<Output = ()>>(work: impl FnOnce(std::path::PathBuf) -> F) {
+    let dir = tempfile::tempdir().unwrap();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async { timeout(BOUND, work(dir.path().to_owned())).await.unwrap() });
+}
+
+async fn known(node: &Node) {
+    let mut documents = node.store.subscribe();
+    documents.wait_for(Option::is_some).await.unwrap();
+}
+
+async fn cluster(dir: &Path) -> (Running, Running) {
+    let configs = configs(2);
+    let first = start(&configs[0], dir, false);
+    let second = start(&configs[1], dir, false);
+    known(&first.node).await;
+    known(&second.node).await;
+    (first, second)
+}
+
+fn create(min_redundancy: u8) -> Operation {
+    Operation::CreateResource {
+        name: "r0".to_owned(),
+        sizes: vec![1 << 20],
+        replicas: Vec::new(),
+        min_redundancy,
+    }
+}
+
+fn promote(node: Option<&str>) -> Operation {
+    Operation::Promote {
+        resource: "r0".to_owned(),
+        node: node.map(str::to_owned),
+        accept_data_loss: false,
+        confirm_dead: None,
+    }
+}
+
+fn demote(node: Option<&str>) -> Operation {
+    Operation::Demote {
+        resource: "r0".to_owned(),
+        node: node.map(str::to_owned),
+    }
+}
+
+#[test]
+fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
+    test(async |dir| {
+        let (first, second) = cluster(&dir).await;
+        let done = second.node.operate(create(1)).await.unwrap();
+        assert_eq!(done.message, "r0 is created");
+        let request = first.plane.state().attached[0].clone();
+        assert!(request.create);
+        assert_eq!(request.volumes[0].path, Path::new("/tmp/r0.img"));
+        assert_eq!(
+            request.volumes[0].metadata.as_deref(),
+            Some(Path::new("/tmp/r0.img.meta"))
+        );
+
+        // Asked of the first node, done by the second.
+        let done = first.node.operate(promote(Some("node2"))).await.unwrap();
+        assert_eq!(done.message, "node2 is primary of r0");
+        let view = first.node.status().await;
+        assert_eq!(view.resources[0].primary.as_deref(), Some("node2"));
+        assert!(view.nodes.iter().all(|node| node.online));
+
+        let failure = first.node.operate(promote(None)).await.unwrap_err();
+        assert_eq!(failure.why, "node2 is its primary and serves it");
+        assert_eq!(failure.remedy, "first: lockstep demote r0 node2");
+        let failure = first
+            .node
+            .operate(Operation::DeleteResource {
+                name: "r0".to_owned(),
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(failure.why, "it has a primary, node2");
+        let failure = first.node.operate(demote(Some("node1"))).await.unwrap_err();
+        assert_eq!(failure.why, "its primary is node2");
+
+        first.node.operate(demote(None)).await.unwrap();
+        let done = first.node.operate(demote(None)).await.unwrap();
+        assert_eq!(done.message, "r0 has no primary already");
+        let delete = Operation::DeleteResource {
+            name: "r0".to_owned(),
+        };
+        first.node.operate(delete).await.unwrap();
+        assert!(first.node.status().await.resources.is_empty());
+    });
+}
+
+#[test]
+fn what_only_a_primary_does_is_done_by_it_or_refused_with_the_way_out() {
+    test(async |dir| {
+        let (first, second) = cluster(&dir).await;
+        first.node.operate(create(1)).await.unwrap();
+        let resize = |size_bytes| Operation::Resize {
+            resource: "r0".to_owned(),
+            volume: 0,
+            size_bytes,
+        };
+        let failure = first.node.operate(resize(2 << 20)).await.unwrap_err();
+        assert_eq!(failure.remedy, "lockstep promote r0 NODE");
+        second.node.operate(promote(None)).await.unwrap();
+        first.node.operate(resize(2 << 20)).await.unwrap();
+        let commands = second.plane.state().commands.clone();
+        assert!(matches!(commands.last(), Some(Command::Resize { .. })));
+        let failure = first.node.operate(resize(1 << 20)).await.unwrap_err();
+        assert_eq!(
+            failure.why,
+            "the volume has 2 MiB, and volumes can't shrink"
+        );
+        let failure = first.node.operate(resize((2 << 20) + 5)).await.unwrap_err();
+        assert_eq!(failure.remedy, "round it");
+
+        let invalidate = |node: &str| Operation::Invalidate {
+            resource: "r0".to_owned(),
+            node: node.to_owned(),
+        };
+        first.node.operate(invalidate("node1")).await.unwrap();
+        let failure = first.node.operate(invalidate("node2")).await.unwrap_err();
+        assert!(failure.why.contains("is its primary"));
+        let failure = first.node.operate(invalidate("node9")).await.unwrap_err();
+        assert_eq!(failure.remedy, "name one of these: node1, node2");
+    });
+}
+
+#[test]
+fn a_replica_that_cannot_be_made_is_named_and_the_others_begin() {
+    test(async |dir| {
+        let configs = configs(2);
+        let first = start(&configs[0], &dir, false);
+        let second = start(&configs[1], &dir, true);
+        known(&first.node).await;
+        known(&second.node).await;
+        let done = first.node.operate(create(1)).await.unwrap();
+        assert!(
+            done.message.starts_with("r0 is created; not yet on node2"),
+            "{}",
+            done.message
+        );
+        let view = first.node.status().await;
+        assert_eq!(view.resources[0].in_sync, ["node1"]);
+        assert_eq!(view.resources[0].problems["node2"], "r0.img is gone");
+        assert_eq!(
+            view.resources[0].volumes[0].replicas[1].disk_state,
+            "Diskless"
+        );
+        let failure = second.node.operate(promote(None)).await.unwrap_err();
+        assert!(!failure.remedy.is_empty());
+    });
+}
+
+#[test]
+fn a_dead_old_primary_is_left_out_and_force_wants_it_confirmed() {
+    test(async |dir| {
+        let (first, second) = cluster(&dir).await;
+        first.node.operate(create(1)).await.unwrap();
+        second.node.operate(promote(None)).await.unwrap();
+        drop(second);
+        let force = |confirm_dead: Option<&str>| Operation::Promote {
+            resource: "r0".to_owned(),
+            node: None,
+            accept_data_loss: true,
+            confirm_dead: confirm_dead.map(str::to_owned),
+        };
+        let failure = first.node.operate(force(None)).await.unwrap_err();
+        assert!(failure.remedy.ends_with("--confirm-dead node2"));
+        first.node.operate(force(Some("node2"))).await.unwrap();
+        assert_eq!(first.plane.state().commands, [Command::Force]);
+        first.node.operate(promote(None)).await.unwrap();
+        let dropped = NodeSet::only(NodeId::new(1).unwrap());
+        assert_eq!(
+            first.plane.state().commands.last(),
+            Some(&Command::Promote { drop: dropped })
+        );
+        let view = first.node.status().await;
+        assert_eq!(view.resources[0].in_sync, ["node1"]);
+        assert!(!view.nodes[1].online);
+    });
+}
+
+#[test]
+fn members_that_min_redundancy_asks_for_are_waited_for_and_not_dropped() {
+    let record = |min_redundancy| Record {
+        resource: ResourceId(1),
+        generation: Generation(1),
+        epoch: vocabulary::Epoch(0),
+        history: HistoryId(0),
+        sizes: vec![4096],
+        primary: None,
+        in_sync: (0..2)
+            .map(|id| Member {
+                node: NodeId::new(id).unwrap(),
+                disk: DiskId(1),
+                incarnation: Incarnation(1),
+            })
+            .collect(),
+        replicas: NodeSet(3),
+        min_redundancy,
+    };
+    let here = NodeId::new(0).unwrap();
+    assert_eq!(out_of_reach(&record(1), here, |_| false), NodeSet(2));
+    assert_eq!(out_of_reach(&record(2), here, |_| false), NodeSet::EMPTY);
+    assert_eq!(out_of_reach(&record(1), here, |_| true), NodeSet::EMPTY);
+}
+
+#[test]
+fn bad_names_and_places_are_refused_with_advice() {
+    test(async |dir| {
+        let (first, _second) = cluster(&dir).await;
+        let failure = first.node.operate(promote(None)).await.unwrap_err();
+        assert_eq!(failure.why, "there is no resource r0");
+        assert!(failure.remedy.contains("resource create"));
+        let with = |name: &str, node: &str, paths: &[&str]| Operation::CreateResource {
+            name: name.to_owned(),
+            sizes: vec![1 << 20],
+            replicas: vec![ReplicaSpec {
+                node: node.to_owned(),
+                paths: paths.iter().map(|&path| path.to_owned()).collect(),
+                metadata: crate::operation::MetadataSpec::Default,
+            }],
+            min_redundancy: 1,
+        };
+        for (operation, words) in [
+            (with("a/b", "node1", &[]), "is not a name"),
+            (with("r1", "node7", &[]), "there is no node node7"),
+            (with("r1", "node1", &["a", "b"]), "2 paths for 1 volumes"),
+            (create(3), "min_redundancy is 3"),
+        ] {
+            let failure = first.node.operate(operation).await.unwrap_err();
+            assert!(failure.why.contains(words), "{failure}");
+        }
+    });
+}

@@ -1,0 +1,216 @@
+//! The API's words: what can be asked of a daemon and what it answers. The same words go from the
+//! command line to a daemon and from daemon to daemon.
+
+use serde::{Deserialize, Serialize};
+
+/// Something to do. Nodes, resources and volumes are named as people name them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Operation {
+    /// A new resource, created on all its nodes before the answer.
+    CreateResource {
+        name: String,
+        /// Bytes of each volume.
+        sizes: Vec<u64>,
+        /// Where replicas lie; none: on every node, under its data directory.
+        replicas: Vec<ReplicaSpec>,
+        min_redundancy: u8,
+    },
+    /// A resource ceases to be; its data stay.
+    DeleteResource { name: String },
+    /// Every resource with its replicas' places.
+    ListResources,
+    /// A node becomes primary.
+    Promote {
+        resource: String,
+        /// None: the node that is asked.
+        node: Option<String>,
+        /// Take this node's data whatever other replicas hold.
+        accept_data_loss: bool,
+        /// A node that the operator knows to be dead.
+        confirm_dead: Option<String>,
+    },
+    /// The primary stops serving.
+    Demote {
+        resource: String,
+        node: Option<String>,
+    },
+    /// Connections of this node to a peer (none: to all) are allowed and tried now.
+    Connect {
+        resource: String,
+        node: Option<String>,
+    },
+    /// They are dropped and kept down.
+    Disconnect {
+        resource: String,
+        node: Option<String>,
+    },
+    /// All blocks are compared.
+    Verify {
+        resource: String,
+        node: Option<String>,
+        repair: bool,
+        stop: bool,
+    },
+    /// Replicas that lack something are brought up to date now.
+    Resync {
+        resource: String,
+        node: Option<String>,
+    },
+    /// A replica's data are thrown away and copied anew.
+    Invalidate { resource: String, node: String },
+    /// A volume grows.
+    Resize {
+        resource: String,
+        volume: u16,
+        size_bytes: u64,
+    },
+    /// What this node alone knows; daemons ask each other for it.
+    LocalView,
+}
+
+/// A replica of a new resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReplicaSpec {
+    pub(crate) node: String,
+    /// One path a volume; none: `RESOURCE.img`, `RESOURCE-1.img`, … in the data directory.
+    pub(crate) paths: Vec<String>,
+    pub(crate) metadata: MetadataSpec,
+}
+
+/// Where a replica's metadata lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum MetadataSpec {
+    /// External for files, internal for block devices
+    #[default]
+    Default,
+    /// At the end of the store
+    Internal,
+    /// In a file beside the store
+    External,
+}
+
+/// A daemon's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// It is done (or under way, the message says which).
+    Done(Done),
+    /// It is not.
+    Failed(Failure),
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Done {
+    /// A sentence for a person.
+    pub(crate) message: String,
+    /// What was asked for, where something was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<serde_json::Value>,
+}
+
+impl Done {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            data: None,
+        }
+    }
+}
+
+/// Why something was not done: what was refused, why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{what}: {why}{}", remedy_text(.remedy))]
+pub(crate) struct Failure {
+    /// What was refused or failed.
+    pub(crate) what: String,
+    /// Why.
+    pub(crate) why: String,
+    /// What to do; empty where the reason says it.
+    pub(crate) remedy: String,
+}
+
+fn remedy_text(remedy: &str) -> String {
+    if remedy.is_empty() {
+        String::new()
+    } else {
+        format!("\n  to do: {remedy}")
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(
+        what: impl Into<String>,
+        why: impl std::fmt::Display,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            what: what.into(),
+            why: why.to_string(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+/// An answer of the listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ResourceListing {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) sizes_bytes: Vec<u64>,
+    pub(crate) min_redundancy: u8,
+    pub(crate) primary: Option<String>,
+    pub(crate) replicas: Vec<ReplicaListing>,
+}
+
+/// A replica in the listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReplicaListing {
+    pub(crate) node: String,
+    pub(crate) paths: Vec<String>,
+    pub(crate) in_sync: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_the_api_stay_as_they_are() {
+        let promote = Operation::Promote {
+            resource: "r0".to_owned(),
+            node: None,
+            accept_data_loss: false,
+            confirm_dead: None,
+        };
+        let text = r#"{"operation":"promote","resource":"r0","node":null,"accept_data_loss":false,"confirm_dead":null}"#;
+        assert_eq!(serde_json::to_string(&promote).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Operation>(text).unwrap(), promote);
+        assert_eq!(
+            serde_json::to_string(&Answer::Failed(Failure::new("a", "b", "c"))).unwrap(),
+            r#"{"failed":{"what":"a","why":"b","remedy":"c"}}"#
+        );
+    }
+
+    #[test]
+    fn unknown_operations_and_fields_are_refused() {
+        for bad in [
+            r#"{"operation":"explode"}"#,
+            r#"{"operation":"demote","resource":"r0","node":null,"fast":true}"#,
+            r#"{"operation":"demote","node":null}"#,
+        ] {
+            assert!(serde_json::from_str::<Operation>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_why_and_what_to_do() {
+        assert_eq!(
+            Failure::new("can't promote r0", "no disk", "attach it").to_string(),
+            "can't promote r0: no disk\n  to do: attach it"
+        );
+    }
+}

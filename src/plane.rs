@@ -1,0 +1,77 @@
+//! The data plane as the rest of the node sees it. Answers come through channels, since the data
+//! plane lives on a thread of its own and never waits for anybody.
+
+use replicator::core::api::{Command, CommandError, Notice};
+use replicator::core::status::Status;
+use std::path::PathBuf;
+use tokio::sync::oneshot;
+use vocabulary::{Change, Generation, Member, Record, Refusal, ResourceId};
+
+/// Where a volume's store and its metadata lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StorePlace {
+    pub(crate) path: PathBuf,
+    /// `None`: at the end of the store.
+    pub(crate) metadata: Option<PathBuf>,
+    pub(crate) size_bytes: u64,
+}
+
+/// A replica to attach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AttachRequest {
+    pub(crate) resource: ResourceId,
+    pub(crate) name: String,
+    pub(crate) volumes: Vec<StorePlace>,
+    /// Stores may be created: the document has never seen this replica.
+    pub(crate) create: bool,
+}
+
+/// A replica that is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attached {
+    /// Its disk and present incarnation.
+    pub(crate) member: Member,
+    /// Lockstep created the stores and they read as zeroes.
+    pub(crate) empty: bool,
+}
+
+/// What comes from the data plane by itself.
+#[derive(Clone, Debug)]
+pub(crate) enum PlaneEvent {
+    /// A change for the configuration store.
+    Propose {
+        resource: ResourceId,
+        based_on: Generation,
+        change: Change,
+    },
+    /// For operators.
+    Notice {
+        resource: ResourceId,
+        notice: Notice,
+    },
+}
+
+/// The data plane.
+pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
+    /// Opens (or creates) the replica's stores and begins to take part. The error is for people.
+    fn attach(&self, request: AttachRequest) -> oneshot::Receiver<Result<Attached, String>>;
+
+    /// Closes a replica in order: no more service, sessions closed, stores marked closed.
+    fn detach(&self, resource: ResourceId) -> oneshot::Receiver<()>;
+
+    /// A record is known to be committed.
+    fn record(&self, record: Record);
+
+    /// The store refused a proposal for good.
+    fn refused(&self, resource: ResourceId, based_on: Generation, refusal: Refusal);
+
+    /// Carries out a command; a receiver that fails means that the replica is not attached.
+    fn command(
+        &self,
+        resource: ResourceId,
+        command: Command,
+    ) -> oneshot::Receiver<Result<(), CommandError>>;
+
+    /// The replica's state; a receiver that fails means that it is not attached.
+    fn status(&self, resource: ResourceId) -> oneshot::Receiver<Status>;
+}

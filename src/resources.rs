@@ -1,0 +1,387 @@
+//! Keeps the data plane in step with the document: attaches and creates this node's replicas,
+//! declares their disks, hands records down and proposals up. It decides nothing about replication.
+
+use crate::config::Config;
+use crate::events::{Events, describe};
+use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
+use crate::view::{LocalResource, LocalView};
+use controller::core::{Backing, Command, Document, MetadataKind, Refused, Report, Resource};
+use controller::runtime::{CommandError, StoreHandle};
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use vocabulary::{Generation, Refusal, ResourceId};
+
+/// A replica that can't be attached is tried again after this long, doubling.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// At most this long.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// What was not declared or attached yet is looked at this often.
+const TICK: Duration = Duration::from_millis(250);
+/// The data plane answers a status within this time or counts as busy.
+const STATUS_LIMIT: Duration = Duration::from_millis(500);
+/// A replica that is being closed gets this long to demote and flush.
+const DETACH_LIMIT: Duration = Duration::from_secs(10);
+
+/// This node's replicas.
+#[derive(Debug)]
+pub(crate) struct Resources {
+    config: Arc<Config>,
+    store: StoreHandle,
+    plane: Arc<dyn Plane>,
+    events: Arc<Events>,
+    replicas: Mutex<BTreeMap<ResourceId, Replica>>,
+}
+
+#[derive(Debug)]
+struct Replica {
+    name: String,
+    phase: Phase,
+    /// The newest record that was handed down.
+    told: Generation,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Attaching,
+    Attached {
+        attached: Attached,
+        /// A declaration is on its way.
+        declaring: bool,
+    },
+    Failed {
+        problem: String,
+        again: Instant,
+        wait: Duration,
+    },
+}
+
+enum Done {
+    Attach(ResourceId, Duration, Result<Attached, String>),
+    Declare(ResourceId),
+}
+
+impl Resources {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        store: StoreHandle,
+        plane: Arc<dyn Plane>,
+        events: Arc<Events>,
+    ) -> Self {
+        Self {
+            config,
+            store,
+            plane,
+            events,
+            replicas: Mutex::default(),
+        }
+    }
+
+    fn replicas(&self) -> std::sync::MutexGuard<'_, BTreeMap<ResourceId, Replica>> {
+        self.replicas
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    /// Runs until the data plane is gone.
+    pub(crate) async fn run(self: Arc<Self>, mut from_plane: mpsc::UnboundedReceiver<PlaneEvent>) {
+        let mut documents = self.store.subscribe();
+        documents.mark_changed();
+        let (done, mut finished) = mpsc::unbounded_channel();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = from_plane.recv() => match event {
+                    Some(event) => self.on_plane(event),
+                    None => return,
+                },
+                Some(done) = finished.recv() => self.on_done(done),
+                changed = documents.changed() => if changed.is_err() { return },
+                _ = ticks.tick() => {}
+            }
+            let document = documents.borrow_and_update().clone();
+            if let Some(document) = document {
+                self.follow(&document, &done);
+            }
+        }
+    }
+
+    /// Makes the data plane's replicas those of the document.
+    fn follow(&self, document: &Document, done: &mpsc::UnboundedSender<Done>) {
+        let mut replicas = self.replicas();
+        let gone: Vec<ResourceId> = replicas
+            .keys()
+            .copied()
+            .filter(|&id| document.resource(id).is_none())
+            .collect();
+        for id in gone {
+            if let Some(replica) = replicas.remove(&id) {
+                self.events.push(
+                    Some(&replica.name),
+                    "deleted",
+                    "the resource was deleted; its data stay where they are".to_owned(),
+                );
+                // It closes in its own time; a resource of the same name is another one.
+                drop(self.plane.detach(id));
+            }
+        }
+        for resource in &document.resources {
+            let Some(placed) = resource.replica(self.config.node) else {
+                continue;
+            };
+            let replica = replicas.entry(resource.id).or_insert_with(|| Replica {
+                name: resource.name.to_string(),
+                phase: Phase::Failed {
+                    problem: String::new(),
+                    again: Instant::now(),
+                    wait: Duration::ZERO,
+                },
+                told: Generation(0),
+            });
+            match &mut replica.phase {
+                Phase::Attaching => {}
+                Phase::Failed { again, wait, .. } if *again <= Instant::now() => {
+                    let wait = (*wait * 2).clamp(RETRY_MIN, RETRY_MAX);
+                    replica.phase = Phase::Attaching;
+                    self.attach(resource, wait, done.clone());
+                }
+                Phase::Failed { .. } => {}
+                Phase::Attached {
+                    attached,
+                    declaring,
+                } => {
+                    if placed.report.map(|report| report.member) != Some(attached.member)
+                        && !*declaring
+                    {
+                        *declaring = true;
+                        self.declare(resource.id, *attached, done.clone());
+                    }
+                    if let Some(record) = &resource.record
+                        && record.generation > replica.told
+                    {
+                        replica.told = record.generation;
+                        self.plane.record(record.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    fn attach(&self, resource: &Resource, wait: Duration, done: mpsc::UnboundedSender<Done>) {
+        let Some(placed) = resource.replica(self.config.node) else {
+            return;
+        };
+        let directory = &self.config.data_directory;
+        let volumes = placed
+            .backing
+            .iter()
+            .zip(resource.sizes())
+            .map(|(backing, &size_bytes)| place(directory, backing, size_bytes))
+            .collect();
+        let id = resource.id;
+        let answer = self.plane.attach(AttachRequest {
+            resource: id,
+            name: resource.name.to_string(),
+            volumes,
+            create: placed.report.is_none(),
+        });
+        tokio::spawn(async move {
+            let result = match answer.await {
+                Ok(result) => result,
+                Err(_) => Err("the data plane has stopped".to_owned()),
+            };
+            // Nobody to tell: the node stops.
+            let _ = done.send(Done::Attach(id, wait, result));
+        });
+    }
+
+    fn declare(&self, id: ResourceId, attached: Attached, done: mpsc::UnboundedSender<Done>) {
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let command = Command::Declare {
+                resource: id,
+                report: Report {
+                    member: attached.member,
+                    empty: attached.empty,
+                },
+            };
+            match store.command(command).await {
+                Ok(_) | Err(CommandError::Unreachable | CommandError::Undecided) => {}
+                Err(CommandError::Refused(refused)) => {
+                    tracing::warn!(%refused, "the replica's declaration was refused");
+                }
+            }
+            // Tried again with the next tick where it did not get there: a pause between tries.
+            tokio::time::sleep(TICK).await;
+            let _ = done.send(Done::Declare(id));
+        });
+    }
+
+    fn on_done(&self, done: Done) {
+        let mut replicas = self.replicas();
+        match done {
+            Done::Attach(id, wait, result) => {
+                let Some(replica) = replicas.get_mut(&id) else {
+                    // Deleted meanwhile.
+                    drop(self.plane.detach(id));
+                    return;
+                };
+                replica.phase = match result {
+                    Ok(attached) => {
+                        let text = format!(
+                            "the replica is attached (disk {}, incarnation {})",
+                            attached.member.disk, attached.member.incarnation
+                        );
+                        self.events.push(Some(&replica.name), "attached", text);
+                        replica.told = Generation(0);
+                        Phase::Attached {
+                            attached,
+                            declaring: false,
+                        }
+                    }
+                    Err(problem) => {
+                        let text = format!("the replica can't be attached: {problem}");
+                        self.events.push(Some(&replica.name), "attach-failed", text);
+                        Phase::Failed {
+                            problem,
+                            again: Instant::now() + wait,
+                            wait,
+                        }
+                    }
+                };
+            }
+            Done::Declare(id) => {
+                if let Some(Replica {
+                    phase: Phase::Attached { declaring, .. },
+                    ..
+                }) = replicas.get_mut(&id)
+                {
+                    *declaring = false;
+                }
+            }
+        }
+    }
+
+    fn on_plane(&self, event: PlaneEvent) {
+        match event {
+            PlaneEvent::Propose {
+                resource,
+                based_on,
+                change,
+            } => {
+                let (store, plane) = (self.store.clone(), Arc::clone(&self.plane));
+                tokio::spawn(async move {
+                    match store.propose(resource, based_on, change).await {
+                        // The committed record comes by the subscription; without a decision the
+                        // core proposes again.
+                        Ok(_) | Err(CommandError::Unreachable | CommandError::Undecided) => {}
+                        Err(CommandError::Refused(refused)) => {
+                            let refusal = match refused {
+                                Refused::Record(refusal) => refusal,
+                                _ => Refusal::NoResource { resource },
+                            };
+                            plane.refused(resource, based_on, refusal);
+                        }
+                    }
+                });
+            }
+            PlaneEvent::Notice { resource, notice } => {
+                let document = self.store.document();
+                let name = self.replicas().get(&resource).map(|r| r.name.clone());
+                let (event, text) = describe(&notice, |node| match &document {
+                    Some(document) => document.node_name(node),
+                    None => format!("node {node}"),
+                });
+                self.events.push(name.as_deref(), event, text);
+            }
+        }
+    }
+
+    /// What this node knows. Always answers, also while the data plane is busy.
+    pub(crate) async fn view(&self) -> LocalView {
+        // The inner `None`: attached.
+        let replicas: Vec<(ResourceId, String, Option<LocalResource>)> = self
+            .replicas()
+            .iter()
+            .map(|(&id, replica)| {
+                let apart = match &replica.phase {
+                    Phase::Attaching => Some(LocalResource::attaching()),
+                    Phase::Failed { problem, .. } => Some(LocalResource::detached(problem.clone())),
+                    Phase::Attached { .. } => None,
+                };
+                (id, replica.name.clone(), apart)
+            })
+            .collect();
+        let mut view = LocalView::default();
+        for (id, name, apart) in replicas {
+            let local = match apart {
+                Some(apart) => apart,
+                None => match timeout(STATUS_LIMIT, self.plane.status(id)).await {
+                    Ok(Ok(status)) => LocalResource::from(&status),
+                    Ok(Err(_)) => LocalResource::detached("the replica was closed".to_owned()),
+                    Err(_) => LocalResource::detached("the data plane does not answer".to_owned()),
+                },
+            };
+            view.resources.insert(name, local);
+        }
+        view
+    }
+
+    /// Why this node's replica is not attached; `None` where it is, or where it has none.
+    pub(crate) fn problem(&self, id: ResourceId) -> Option<String> {
+        match &self.replicas().get(&id)?.phase {
+            Phase::Failed { problem, .. } => Some(problem.clone()),
+            Phase::Attaching => Some("it is being attached".to_owned()),
+            Phase::Attached { .. } => None,
+        }
+    }
+
+    /// Closes all replicas in order, within a limit.
+    pub(crate) async fn close(&self) {
+        let closing: Vec<_> = {
+            let mut replicas = self.replicas();
+            let ids: Vec<ResourceId> = replicas.keys().copied().collect();
+            replicas.clear();
+            ids.into_iter().map(|id| self.plane.detach(id)).collect()
+        };
+        let all = async {
+            for closed in closing {
+                // An error: it was not attached.
+                let _ = closed.await;
+            }
+        };
+        if timeout(DETACH_LIMIT, all).await.is_err() {
+            tracing::warn!("not every replica could be closed in order; they recover at the start");
+        }
+    }
+}
+
+/// Where a volume's store and metadata lie on this node: a relative path is taken from the data
+/// directory, metadata of files lie beside them and of block devices at their end.
+fn place(directory: &Path, backing: &Backing, size_bytes: u64) -> StorePlace {
+    let path = directory.join(&backing.path);
+    let beside = || {
+        let mut name = path.clone().into_os_string();
+        name.push(".meta");
+        Some(name.into())
+    };
+    let metadata = match &backing.metadata {
+        MetadataKind::Internal => None,
+        MetadataKind::External { path: Some(path) } => Some(directory.join(path)),
+        MetadataKind::External { path: None } => beside(),
+        MetadataKind::Default => {
+            let device = std::fs::metadata(&path).is_ok_and(|m| m.file_type().is_block_device());
+            if device { None } else { beside() }
+        }
+    };
+    StorePlace {
+        path,
+        metadata,
+        size_bytes,
+    }
+}

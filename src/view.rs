@@ -1,0 +1,395 @@
+//! What one node knows ([`LocalView`]), and how what all nodes know becomes one picture of the
+//! cluster ([`merge`]). Pure: the daemon gathers, this decides whose word counts.
+
+use controller::core::{Document, Resource};
+use replicator::core::status::{DiskState, PeerStatus, Progress, ReplicationState, Role, Status};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use vocabulary::NodeId;
+
+/// What one node knows about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LocalView {
+    /// Its resources, by name.
+    pub(crate) resources: BTreeMap<String, LocalResource>,
+}
+
+/// What one node knows about a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LocalResource {
+    pub(crate) role: String,
+    pub(crate) disk_state: String,
+    pub(crate) replication_state: String,
+    /// Why the replica is not attached, or what else is wrong; for people.
+    pub(crate) problem: Option<String>,
+    /// Ids of members that requests wait for.
+    pub(crate) waiting_for: Vec<u8>,
+    /// Verify under way.
+    pub(crate) verify: Option<VerifyView>,
+    /// Whether clients are served.
+    pub(crate) primary: bool,
+    /// By the peer's id.
+    pub(crate) peers: BTreeMap<u8, LocalPeer>,
+}
+
+/// What one node knows about a peer's replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LocalPeer {
+    pub(crate) disk_state: String,
+    pub(crate) replication_state: String,
+    /// One entry a volume.
+    pub(crate) out_of_sync_bytes: Vec<u64>,
+    /// One entry a volume.
+    pub(crate) progress: Vec<Option<ProgressView>>,
+}
+
+/// Progress of a resync.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ResyncView {
+    /// Done, with one decimal.
+    pub(crate) percent: f64,
+    pub(crate) bytes_left: u64,
+    pub(crate) seconds_left: Option<u64>,
+}
+
+/// Progress in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProgressView {
+    pub(crate) total_bytes: u64,
+    pub(crate) left_bytes: u64,
+    pub(crate) seconds_left: Option<u64>,
+}
+
+/// A verify under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VerifyView {
+    pub(crate) progress: ProgressView,
+    pub(crate) differing_bytes: u64,
+}
+
+/// The cluster as the node that was asked sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ClusterView {
+    pub(crate) nodes: Vec<NodeView>,
+    pub(crate) resources: Vec<ResourceView>,
+    /// What stands in the way of a complete picture; for people.
+    pub(crate) notes: Vec<String>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeView {
+    pub(crate) name: String,
+    pub(crate) online: bool,
+    pub(crate) voter: bool,
+    pub(crate) leader: bool,
+}
+
+/// A resource of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ResourceView {
+    pub(crate) name: String,
+    pub(crate) generation: u64,
+    pub(crate) epoch: u64,
+    pub(crate) primary: Option<String>,
+    pub(crate) in_sync: Vec<String>,
+    pub(crate) volumes: Vec<VolumeView>,
+    /// Nodes that requests or a promotion wait for.
+    pub(crate) waiting_for: Vec<String>,
+    pub(crate) verify: Option<VerifyView>,
+    /// What is wrong, by node; for people.
+    pub(crate) problems: BTreeMap<String, String>,
+}
+
+/// A volume of a resource.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VolumeView {
+    pub(crate) volume: u16,
+    pub(crate) size_bytes: u64,
+    pub(crate) replicas: Vec<ReplicaView>,
+}
+
+/// A node's disk for a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ReplicaView {
+    pub(crate) node: String,
+    pub(crate) role: String,
+    pub(crate) disk_state: String,
+    pub(crate) replication_state: String,
+    pub(crate) out_of_sync_bytes: u64,
+    pub(crate) resync: Option<ResyncView>,
+}
+
+const UNKNOWN: &str = "Unknown";
+
+/// The field's word for a role.
+pub(crate) const fn role_word(role: Role) -> &'static str {
+    match role {
+        Role::Secondary => "Secondary",
+        Role::Starting => "Starting",
+        Role::Primary => "Primary",
+        Role::Demoting => "Demoting",
+    }
+}
+
+/// The field's word for a disk state.
+pub(crate) const fn disk_word(state: DiskState) -> &'static str {
+    match state {
+        DiskState::Unknown => UNKNOWN,
+        DiskState::Diskless => "Diskless",
+        DiskState::Failed => "Failed",
+        DiskState::Inconsistent => "Inconsistent",
+        DiskState::Outdated => "Outdated",
+        DiskState::UpToDate => "UpToDate",
+    }
+}
+
+/// The field's word for a replication state.
+pub(crate) const fn replication_word(state: ReplicationState) -> &'static str {
+    match state {
+        ReplicationState::Off => "Off",
+        ReplicationState::Connecting => "Connecting",
+        ReplicationState::Established => "Established",
+        ReplicationState::SyncSource => "SyncSource",
+        ReplicationState::SyncTarget => "SyncTarget",
+        ReplicationState::VerifyS => "VerifyS",
+        ReplicationState::VerifyT => "VerifyT",
+    }
+}
+
+/// The other end's word for what this end does.
+fn mirrored(word: &str) -> &str {
+    match word {
+        "SyncSource" => "SyncTarget",
+        "SyncTarget" => "SyncSource",
+        "VerifyS" => "VerifyT",
+        "VerifyT" => "VerifyS",
+        same => same,
+    }
+}
+
+impl From<Progress> for ProgressView {
+    fn from(progress: Progress) -> Self {
+        Self {
+            total_bytes: progress.total_bytes,
+            left_bytes: progress.left_bytes,
+            seconds_left: progress.seconds_left,
+        }
+    }
+}
+
+impl ProgressView {
+    /// Done, with one decimal, 0 to 100.
+    pub(crate) fn percent(self) -> f64 {
+        let done = self.total_bytes.saturating_sub(self.left_bytes);
+        let permille = (u128::from(done) * 1000)
+            .checked_div(u128::from(self.total_bytes))
+            .unwrap_or(1000);
+        f64::from(u16::try_from(permille.min(1000)).unwrap_or(1000)) / 10.0
+    }
+}
+
+impl From<ProgressView> for ResyncView {
+    fn from(progress: ProgressView) -> Self {
+        Self {
+            percent: progress.percent(),
+            bytes_left: progress.left_bytes,
+            seconds_left: progress.seconds_left,
+        }
+    }
+}
+
+impl From<&PeerStatus> for LocalPeer {
+    fn from(peer: &PeerStatus) -> Self {
+        Self {
+            disk_state: disk_word(peer.disk_state).to_owned(),
+            replication_state: replication_word(peer.replication).to_owned(),
+            out_of_sync_bytes: peer.out_of_sync_bytes.clone(),
+            progress: peer.progress.iter().map(|p| p.map(Into::into)).collect(),
+        }
+    }
+}
+
+impl From<&Status> for LocalResource {
+    fn from(status: &Status) -> Self {
+        Self {
+            role: role_word(status.role).to_owned(),
+            disk_state: disk_word(status.disk_state).to_owned(),
+            replication_state: replication_word(status.replication).to_owned(),
+            problem: None,
+            waiting_for: status.waiting_for.iter().map(NodeId::get).collect(),
+            verify: status.verify.map(|(progress, differing_bytes)| VerifyView {
+                progress: progress.into(),
+                differing_bytes,
+            }),
+            primary: status.role != Role::Secondary,
+            peers: status
+                .peers
+                .iter()
+                .map(|peer| (peer.node.get(), peer.into()))
+                .collect(),
+        }
+    }
+}
+
+impl LocalResource {
+    /// A replica that is not attached.
+    pub(crate) fn detached(problem: String) -> Self {
+        Self::without_disk("Diskless", Some(problem))
+    }
+
+    /// A replica that is being attached.
+    pub(crate) fn attaching() -> Self {
+        Self::without_disk("Attaching", None)
+    }
+
+    /// Can it take part in the resource's life now or in a moment?
+    pub(crate) fn has_disk(&self) -> bool {
+        !matches!(self.disk_state.as_str(), "Diskless" | "Failed")
+    }
+
+    fn without_disk(disk_state: &str, problem: Option<String>) -> Self {
+        Self {
+            role: "Secondary".to_owned(),
+            disk_state: disk_state.to_owned(),
+            replication_state: "Off".to_owned(),
+            problem,
+            waiting_for: Vec::new(),
+            verify: None,
+            primary: false,
+            peers: BTreeMap::new(),
+        }
+    }
+}
+
+/// One picture from all. `views` holds the nodes that answered. A node's own word counts for its
+/// role and disk; for what a replica lacks the primary's word counts, without one the greatest claim
+/// of any in-sync member.
+pub(crate) fn merge(
+    document: &Document,
+    voter: NodeId,
+    views: &BTreeMap<NodeId, LocalView>,
+) -> ClusterView {
+    ClusterView {
+        nodes: document
+            .nodes
+            .iter()
+            .map(|node| NodeView {
+                name: node.name.to_string(),
+                online: views.contains_key(&node.id),
+                voter: node.id == voter,
+                leader: node.id == voter && views.contains_key(&node.id),
+            })
+            .collect(),
+        resources: document
+            .resources
+            .iter()
+            .map(|resource| merge_resource(document, resource, views))
+            .collect(),
+        notes: Vec::new(),
+    }
+}
+
+fn merge_resource(
+    document: &Document,
+    resource: &Resource,
+    views: &BTreeMap<NodeId, LocalView>,
+) -> ResourceView {
+    let local: BTreeMap<NodeId, &LocalResource> = views
+        .iter()
+        .filter_map(|(&node, view)| Some((node, view.resources.get(resource.name.as_str())?)))
+        .collect();
+    let record = resource.record.as_ref();
+    let members = record.map(vocabulary::Record::members).unwrap_or_default();
+    let primary = record.and_then(|record| record.primary);
+    // Whose word on other replicas counts.
+    let source = primary.and_then(|node| Some((node, *local.get(&node).filter(|l| l.primary)?)));
+    let witnesses: Vec<&LocalResource> = match source {
+        Some((_, view)) => vec![view],
+        None => local
+            .iter()
+            .filter(|(node, _)| members.contains(**node))
+            .map(|(_, view)| *view)
+            .collect(),
+    };
+    let name = |node: NodeId| document.node_name(node);
+    let replica = |volume: usize, node: NodeId| {
+        let own = local.get(&node);
+        let seen = witnesses
+            .iter()
+            .filter_map(|view| view.peers.get(&node.get()));
+        let lacks = seen
+            .clone()
+            .filter_map(|peer| peer.out_of_sync_bytes.get(volume));
+        let progress = seen.clone().find_map(|peer| *peer.progress.get(volume)?);
+        let by_source = source.and_then(|(_, view)| view.peers.get(&node.get()));
+        let replication_state = match (own, by_source) {
+            // Both ends see a session: the primary's word, which names the work under way.
+            (_, Some(peer)) => mirrored(&peer.replication_state).to_owned(),
+            (Some(own), None) => own.replication_state.clone(),
+            (None, None) => "Off".to_owned(),
+        };
+        let syncs = replication_state == "SyncTarget";
+        ReplicaView {
+            node: name(node),
+            role: own.map_or_else(|| UNKNOWN.to_owned(), |own| own.role.clone()),
+            disk_state: own
+                .map(|own| &own.disk_state)
+                .or(by_source.map(|peer| &peer.disk_state))
+                .map_or_else(|| UNKNOWN.to_owned(), Clone::clone),
+            replication_state,
+            out_of_sync_bytes: lacks.copied().max().unwrap_or(0),
+            resync: progress.filter(|_| syncs).map(Into::into),
+        }
+    };
+    ResourceView {
+        name: resource.name.to_string(),
+        generation: record.map_or(0, |record| record.generation.0),
+        epoch: record.map_or(0, |record| record.epoch.0),
+        primary: primary.map(name),
+        in_sync: members.iter().map(name).collect(),
+        volumes: (0u16..)
+            .zip(resource.sizes())
+            .map(|(volume, &size_bytes)| VolumeView {
+                volume,
+                size_bytes,
+                replicas: resource
+                    .replicas
+                    .iter()
+                    .map(|r| replica(usize::from(volume), r.node))
+                    .collect(),
+            })
+            .collect(),
+        waiting_for: waiting_for(resource, &local, source.map(|(_, view)| view))
+            .into_iter()
+            .map(name)
+            .collect(),
+        verify: source.and_then(|(_, view)| view.verify),
+        problems: local
+            .iter()
+            .filter_map(|(&node, view)| Some((name(node), view.problem.clone()?)))
+            .collect(),
+    }
+}
+
+/// Whom the resource waits for: a new one for replicas that were not created yet, one whose primary
+/// suspends I/O for the members that it may not drop.
+fn waiting_for(
+    resource: &Resource,
+    local: &BTreeMap<NodeId, &LocalResource>,
+    source: Option<&LocalResource>,
+) -> Vec<NodeId> {
+    if resource.record.is_none() {
+        let missing = resource.replicas.iter().filter(|r| r.report.is_none());
+        return missing.map(|replica| replica.node).collect();
+    }
+    let views = source.map_or_else(|| local.values().copied().collect(), |view| vec![view]);
+    let mut waiting: Vec<NodeId> = views
+        .iter()
+        .flat_map(|view| view.waiting_for.iter())
+        .filter_map(|&id| NodeId::new(id))
+        .collect();
+    waiting.sort_unstable();
+    waiting.dedup();
+    waiting
+}

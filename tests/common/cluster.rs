@@ -1,0 +1,436 @@
+//! A cluster of real daemons in a temporary directory. `lockstep demo` lays it out; then every node
+//! runs as a child of the test, which can kill, freeze and restart it.
+
+use super::command::{LOCKSTEP, kill, lockstep, output_within, text};
+use super::fio::Fio;
+use super::nbd::Client;
+use super::ports::Ports;
+use super::status::{Resource, Status};
+use super::{SOON, wait_for};
+use nix::sys::signal::Signal;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output};
+use tempfile::TempDir;
+
+/// As much of a node's log as is shown when a test fails.
+const LOG_TAIL_BYTES: usize = 8 << 10;
+
+/// One node.
+#[derive(Debug)]
+struct Node {
+    dir: PathBuf,
+    process: Option<Child>,
+}
+
+/// A cluster with resource r0, of which every node has a replica. Nodes are counted from 1.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    nodes: Vec<Node>,
+    ports: Ports,
+    /// File systems that were mounted for this cluster.
+    mounts: Vec<PathBuf>,
+    /// Size of r0.
+    pub(crate) size_bytes: u64,
+    // Last, so that the directory goes after everything in it has ended.
+    temporary: TempDir,
+}
+
+/// The name of node `k`.
+pub(crate) fn name(k: usize) -> String {
+    format!("node{k}")
+}
+
+impl Cluster {
+    /// Lays out a cluster; no node runs.
+    pub(crate) fn new(nodes: usize, size_bytes: u64) -> Self {
+        let temporary = TempDir::with_prefix("lockstep-test-").expect("a temporary directory");
+        let ports = Ports::take();
+        let dir = temporary.path().join("c");
+        let output = lockstep([
+            "demo".as_ref(),
+            "--nodes".as_ref(),
+            nodes.to_string().as_ref(),
+            "--size".as_ref(),
+            size_bytes.to_string().as_ref(),
+            "--dir".as_ref(),
+            dir.as_os_str(),
+            "--port".as_ref(),
+            ports.of_node(1).to_string().as_ref(),
+            "--exec".as_ref(),
+            "true".as_ref(),
+        ]);
+        assert!(output.status.success(), "demo: {}", text(&output));
+        let nodes = (1..=nodes)
+            .map(|k| Node {
+                dir: dir.join(name(k)),
+                process: None,
+            })
+            .collect();
+        Self {
+            nodes,
+            ports,
+            mounts: Vec::new(),
+            size_bytes,
+            temporary,
+        }
+    }
+
+    /// A running cluster: node 1 is primary, all replicas are in sync.
+    pub(crate) fn start(nodes: usize, size_bytes: u64) -> Self {
+        let mut cluster = Self::new(nodes, size_bytes);
+        cluster.start_all();
+        cluster
+    }
+
+    /// Starts every node, makes node 1 primary and waits until all replicas are in sync.
+    pub(crate) fn start_all(&mut self) {
+        for k in 1..=self.nodes.len() {
+            self.start_node(k);
+        }
+        self.promote(1);
+        self.wait_all_in_sync();
+    }
+
+    /// The directory of node `k`.
+    pub(crate) fn dir(&self, k: usize) -> &Path {
+        &self.nodes[k - 1].dir
+    }
+
+    /// A file of node `k`.
+    pub(crate) fn file(&self, k: usize, file: &str) -> PathBuf {
+        self.dir(k).join(file)
+    }
+
+    /// The port on which node `k` exports r0.
+    pub(crate) fn port(&self, k: usize) -> u16 {
+        self.ports.of_node(k)
+    }
+
+    /// r0 as exported by node `k`.
+    pub(crate) fn uri(&self, k: usize) -> String {
+        format!("nbd://127.0.0.1:{}/r0", self.port(k))
+    }
+
+    /// An fio job on the export of node `k`.
+    pub(crate) fn fio(&self, k: usize, offset_bytes: u64, size_bytes: u64) -> Fio {
+        Fio {
+            uri: self.uri(k),
+            offset_bytes,
+            size_bytes,
+            seed: 1,
+        }
+    }
+
+    /// A connection to r0 on node `k`, which must serve it.
+    pub(crate) fn client(&self, k: usize) -> Client {
+        wait_for("the export to open", SOON, || {
+            Client::connect(self.port(k), "r0").map_err(|error| error.to_string())
+        })
+    }
+
+    // --- processes ---------------------------------------------------------------------------
+
+    /// The command that runs node `k`.
+    pub(crate) fn daemon_command(&self, k: usize) -> Command {
+        let mut command = Command::new(LOCKSTEP);
+        command
+            .arg("daemon")
+            .arg("--config")
+            .arg(self.file(k, "lockstep.toml"));
+        command
+    }
+
+    /// Starts node `k` and waits until it answers.
+    pub(crate) fn start_node(&mut self, k: usize) {
+        assert!(self.nodes[k - 1].process.is_none(), "node {k} runs already");
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.file(k, "log"))
+            .expect("the node's log can be opened");
+        let child = self
+            .daemon_command(k)
+            .stdout(log.try_clone().expect("the log's descriptor can be copied"))
+            .stderr(log)
+            .spawn()
+            .expect("the daemon starts");
+        self.nodes[k - 1].process = Some(child);
+        wait_for(&format!("node {k} to answer"), SOON, || {
+            let child = self.nodes[k - 1].process.as_mut().expect("just started");
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                panic!("node {k} ended: {status}\n{}", self.log_tail(k));
+            }
+            self.try_status(k)
+        });
+    }
+
+    fn child(&mut self, k: usize) -> Child {
+        let process = self.nodes[k - 1].process.take();
+        process.unwrap_or_else(|| panic!("node {k} does not run"))
+    }
+
+    /// kill -9 of node `k`.
+    pub(crate) fn kill_node(&mut self, k: usize) {
+        let mut child = self.child(k);
+        child.kill().expect("a child can be killed");
+        child.wait().expect("a child can be waited for");
+    }
+
+    /// kill -9 of all nodes that run, all of them before the first is waited for.
+    pub(crate) fn kill_all(&mut self) {
+        let mut children: Vec<Child> = self
+            .nodes
+            .iter_mut()
+            .filter_map(|node| node.process.take())
+            .collect();
+        for child in &mut children {
+            child.kill().expect("a child can be killed");
+        }
+        for child in &mut children {
+            child.wait().expect("a child can be waited for");
+        }
+    }
+
+    /// Stops node `k` as an operator would (SIGTERM).
+    pub(crate) fn stop_node(&mut self, k: usize) -> ExitStatus {
+        let mut child = self.child(k);
+        kill(child.id(), Signal::SIGTERM);
+        wait_for(&format!("node {k} to end after SIGTERM"), SOON, || {
+            let status = child.try_wait().expect("a child can be waited for");
+            status.ok_or_else(|| "it runs".to_owned())
+        })
+    }
+
+    /// Stops all nodes as an operator would, secondaries first.
+    pub(crate) fn stop_all(&mut self) {
+        for k in (1..=self.nodes.len()).rev() {
+            if self.nodes[k - 1].process.is_some() {
+                let status = self.stop_node(k);
+                assert!(
+                    status.success(),
+                    "node {k} ended with {status}\n{}",
+                    self.log_tail(k)
+                );
+            }
+        }
+    }
+
+    /// Freezes node `k`: it holds its connections and does nothing.
+    pub(crate) fn freeze_node(&self, k: usize) {
+        kill(self.pid(k), Signal::SIGSTOP);
+    }
+
+    /// Lets node `k` go on.
+    pub(crate) fn thaw_node(&self, k: usize) {
+        kill(self.pid(k), Signal::SIGCONT);
+    }
+
+    fn pid(&self, k: usize) -> u32 {
+        let process = self.nodes[k - 1].process.as_ref();
+        process
+            .unwrap_or_else(|| panic!("node {k} does not run"))
+            .id()
+    }
+
+    // --- commands ----------------------------------------------------------------------------
+
+    /// Runs a command against node `k`.
+    pub(crate) fn command(&self, k: usize, arguments: &[&str]) -> Output {
+        let mut command = Command::new(LOCKSTEP);
+        command
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.file(k, "api.sock"));
+        output_within(command, SOON)
+    }
+
+    fn try_status(&self, k: usize) -> Result<Status, String> {
+        let output = self.command(k, &["status", "--json"]);
+        if !output.status.success() {
+            return Err(text(&output));
+        }
+        serde_json::from_slice(&output.stdout)
+            .map_err(|error| format!("{error} in: {}", text(&output)))
+    }
+
+    /// What node `k` says of r0.
+    pub(crate) fn r0(&self, k: usize) -> Resource {
+        let status = self.try_status(k);
+        status
+            .unwrap_or_else(|error| panic!("status of node {k}: {error}"))
+            .r0()
+            .clone()
+    }
+
+    /// Waits until what node `k` says of r0 fulfils a condition, and returns that.
+    pub(crate) fn wait(
+        &self,
+        k: usize,
+        what: &str,
+        condition: impl Fn(&Resource) -> bool,
+    ) -> Resource {
+        wait_for(what, SOON, || {
+            let r0 = self.r0(k);
+            if condition(&r0) {
+                Ok(r0)
+            } else {
+                Err(format!("{r0:?}"))
+            }
+        })
+    }
+
+    /// Makes node `k` primary. A cluster that has just started may refuse for a moment.
+    pub(crate) fn promote(&self, k: usize) {
+        wait_for(&format!("node {k} to become primary"), SOON, || {
+            let output = self.command(1, &["promote", "r0", &name(k)]);
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(text(&output))
+            }
+        });
+        self.wait(1, "the promotion to show", |r0| {
+            r0.primary.as_deref() == Some(&name(k))
+        });
+    }
+
+    /// Waits until all replicas are in sync with nothing left to copy.
+    pub(crate) fn wait_all_in_sync(&self) {
+        self.wait(1, "all replicas to be in sync", |r0| {
+            (1..=self.nodes.len()).all(|k| {
+                let replica = r0.replica(&name(k));
+                r0.is_in_sync(&name(k))
+                    && replica.disk_state == "UpToDate"
+                    && replica.out_of_sync_bytes == 0
+            })
+        });
+    }
+
+    /// Waits until node `k` was dropped from the in-sync set, as node `asked` sees it.
+    pub(crate) fn wait_evicted(&self, asked: usize, k: usize) {
+        self.wait(asked, &format!("node {k} to be evicted"), |r0| {
+            !r0.is_in_sync(&name(k))
+        });
+    }
+
+    // --- disks -------------------------------------------------------------------------------
+
+    /// Stops all nodes and asserts that every replica holds the very same bytes.
+    pub(crate) fn stop_and_compare_replicas(&mut self) {
+        self.wait_all_in_sync();
+        self.stop_all();
+        for k in 2..=self.nodes.len() {
+            self.compare_replicas(1, k);
+        }
+    }
+
+    fn compare_replicas(&self, a: usize, b: usize) {
+        let open = |k| {
+            File::open(self.file(k, "r0.img"))
+                .expect("a backing file")
+                .take(self.size_bytes)
+        };
+        let (mut first, mut second) = (open(a), open(b));
+        let mut offset = 0;
+        loop {
+            let (mut left, mut right) = (Vec::new(), Vec::new());
+            let read = |file: &mut std::io::Take<File>, into: &mut Vec<u8>| {
+                file.by_ref()
+                    .take(1 << 20)
+                    .read_to_end(into)
+                    .expect("a backing file can be read")
+            };
+            let (read_a, read_b) = (read(&mut first, &mut left), read(&mut second, &mut right));
+            assert_eq!(
+                read_a, read_b,
+                "backing files of nodes {a} and {b} end at different places"
+            );
+            if let Some(at) = left.iter().zip(&right).position(|(x, y)| x != y) {
+                panic!(
+                    "replicas of nodes {a} and {b} differ at byte {}",
+                    offset + at
+                );
+            }
+            if read_a == 0 {
+                break;
+            }
+            offset += read_a;
+        }
+        let expected = usize::try_from(self.size_bytes).expect("fits");
+        assert_eq!(
+            offset, expected,
+            "backing files are shorter than the volume"
+        );
+    }
+
+    /// The files of r0 in the directory of node `k`: data and metadata.
+    pub(crate) fn store_files(&self, k: usize) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir(k)).expect("the node's directory");
+        let mut files: Vec<PathBuf> = entries
+            .map(|entry| entry.expect("a directory entry").path())
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|n| n.to_string_lossy().starts_with("r0."))
+            })
+            .collect();
+        files.sort();
+        assert!(
+            files.contains(&self.file(k, "r0.img")),
+            "no r0.img among {files:?}"
+        );
+        files
+    }
+
+    /// Puts the directory of node `k`, which must not run, on a file system of this size.
+    pub(crate) fn move_to_small_file_system(&mut self, k: usize, size_bytes: u64) {
+        let dir = self.dir(k).to_owned();
+        let aside = dir.with_extension("aside");
+        std::fs::rename(&dir, &aside).expect("a directory can be renamed");
+        std::fs::create_dir(&dir).expect("a directory can be made");
+        let run = |command: &mut Command| {
+            let output = command.output().expect("the command is there");
+            assert!(
+                output.status.success(),
+                "{command:?} (needs root): {}",
+                text(&output)
+            );
+        };
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size_bytes}"), "tmpfs"])
+            .arg(&dir));
+        self.mounts.push(dir.clone());
+        run(Command::new("cp")
+            .args(["-a", "--sparse=always"])
+            .arg(aside.join("."))
+            .arg(&dir));
+    }
+
+    fn log_tail(&self, k: usize) -> String {
+        let log = std::fs::read(self.file(k, "log")).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
+        format!("--- log of node {k}\n{}", String::from_utf8_lossy(tail))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            if let Some(mut child) = node.process.take() {
+                // It may have ended by itself; SIGKILL ends a frozen process too.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("--- cluster in {}", self.temporary.path().display());
+            for k in 1..=self.nodes.len() {
+                eprintln!("{}", self.log_tail(k));
+            }
+        }
+        for mount in &self.mounts {
+            let _ = Command::new("umount").arg(mount).status();
+        }
+    }
+}

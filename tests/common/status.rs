@@ -1,0 +1,69 @@
+//! `lockstep status --json`, as far as tests look at it.
+
+use serde::Deserialize;
+
+/// The whole answer.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Status {
+    /// Every resource.
+    pub(crate) resources: Vec<Resource>,
+}
+
+/// A resource.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Resource {
+    /// Its name.
+    pub(crate) name: String,
+    /// Counts every change of its record.
+    pub(crate) generation: u64,
+    /// Generation of the last promotion.
+    pub(crate) epoch: u64,
+    /// The node that serves it.
+    pub(crate) primary: Option<String>,
+    /// Nodes that have every acknowledged write.
+    pub(crate) in_sync: Vec<String>,
+    /// Its volumes.
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Volume {
+    /// Its size.
+    pub(crate) size_bytes: u64,
+    /// Its replicas.
+    pub(crate) replicas: Vec<Replica>,
+}
+
+/// A node's copy of a volume.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Replica {
+    /// The node.
+    pub(crate) node: String,
+    /// `UpToDate` and so on.
+    pub(crate) disk_state: String,
+    /// Bytes in which it may differ.
+    pub(crate) out_of_sync_bytes: u64,
+}
+
+impl Status {
+    /// The demo's resource.
+    pub(crate) fn r0(&self) -> &Resource {
+        let found = self.resources.iter().find(|each| each.name == "r0");
+        found.expect("a demo cluster has r0")
+    }
+}
+
+impl Resource {
+    /// The replica of volume 0 on a node.
+    pub(crate) fn replica(&self, node: &str) -> &Replica {
+        let mut replicas = self.volumes[0].replicas.iter();
+        let found = replicas.find(|each| each.node == node);
+        found.unwrap_or_else(|| panic!("{node} has no replica: {self:?}"))
+    }
+
+    /// Is the node in the in-sync set?
+    pub(crate) fn is_in_sync(&self, node: &str) -> bool {
+        self.in_sync.iter().any(|each| each == node)
+    }
+}

@@ -638,7 +638,6 @@ fn path_of(error: &AttachError, volumes: &[StorePlace]) -> PathBuf {
     | AttachError::Wrong { volume, .. }
     | AttachError::Mixed { volume, .. }
     | AttachError::NewerVersion { volume, .. }
-    | AttachError::Read { volume, .. }
     | AttachError::Truncated { volume, .. }
     | AttachError::Layout { volume, .. }) = error;
     volumes

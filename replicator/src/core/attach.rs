@@ -11,7 +11,6 @@ use crate::store::{
     ActivityLog, Bitmap, Block, BlockError, IdentityLost, Layout, LayoutError, LogCapacity,
     METADATA_BLOCK_BYTES, MetaCopy, Placement, Superblock, Unusable, WrongStore, choose,
 };
-use std::io;
 use vocabulary::{
     ClusterId, DiskId, Epoch, HistoryId, Incarnation, NodeId, ResourceId, Time, VolumeId,
 };
@@ -90,16 +89,6 @@ pub enum AttachError {
         /// Ours.
         known: u16,
     },
-    /// The metadata could not be read.
-    #[error("volume {volume}: the metadata at offset {offset} can't be read: {source}")]
-    Read {
-        /// The volume.
-        volume: VolumeId,
-        /// Where.
-        offset: u64,
-        /// Why.
-        source: io::Error,
-    },
     /// The data area is smaller than the metadata says.
     #[error(
         "volume {volume}: the backing store holds {found_bytes} bytes of data, its metadata says {expected_bytes}: it was truncated or replaced"
@@ -155,7 +144,7 @@ impl std::fmt::Debug for Source<'_> {
 }
 
 /// A volume whose metadata was read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AttachedVolume {
     pub(crate) superblock: Superblock,
     pub(crate) layout: Layout,
@@ -176,7 +165,7 @@ impl AttachedVolume {
 }
 
 /// A replica ready to be driven, once its `writes` are durable.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Attached {
     /// Who it is.
     pub identity: Identity,
@@ -211,6 +200,7 @@ pub fn create(new: &NewVolume) -> Result<Vec<MetaWrite>, LayoutError> {
         created_empty: new.created_empty,
         never_written: new.created_empty,
         whole_window: false,
+        failed: false,
         data_bytes: new.data_bytes,
         placement: new.placement,
         slots: layout.slots(),
@@ -262,10 +252,10 @@ pub fn attach(
             writes: Vec::new(),
         });
     };
-    // Caches may have been lost if any volume was open under another boot.
+    // Caches may have been lost if any volume was open under another boot, or failed.
     let reset = superblocks
         .iter()
-        .any(|s| s.open && s.boot_id != expected.boot_id)
+        .any(|s| s.failed || s.open && s.boot_id != expected.boot_id)
         && !mutated(Mutation::RebootKeepsIncarnation);
     let newest = superblocks
         .iter()
@@ -278,6 +268,7 @@ pub fn attach(
         .map(|s| s.epoch)
         .max()
         .unwrap_or_default();
+    agree_on_slots(&mut superblocks);
     let mut volumes = Vec::new();
     let mut writes = Vec::new();
     for (mut superblock, source) in superblocks.into_iter().zip(sources) {
@@ -316,6 +307,7 @@ pub fn attach(
         superblock.incarnation = incarnation;
         superblock.epoch = epoch;
         superblock.open = true;
+        superblock.failed = false;
         superblock.boot_id = expected.boot_id;
         superblock.version_count += 1;
         superblock.begin_session();
@@ -342,6 +334,23 @@ pub fn attach(
     })
 }
 
+/// Volumes whose superblocks were written before and after a change of a slot: the slot is nobody's,
+/// and whoever it was lacks everything.
+fn agree_on_slots(superblocks: &mut [Superblock]) {
+    let Some((first, others)) = superblocks.split_first_mut() else {
+        return;
+    };
+    for slot in 0..first.peers.len() {
+        let owner = |s: &Superblock| s.peers[slot].map(|peer| (peer.node, peer.disk));
+        if others.iter().any(|other| owner(other) != owner(first)) {
+            first.peers[slot] = None;
+            for other in others.iter_mut() {
+                other.peers[slot] = None;
+            }
+        }
+    }
+}
+
 fn nobody(expected: &Expected) -> Identity {
     Identity {
         cluster: expected.cluster,
@@ -352,17 +361,14 @@ fn nobody(expected: &Expected) -> Identity {
     }
 }
 
-fn read_block(volume: VolumeId, source: &Source<'_>, offset: u64) -> Result<Block, AttachError> {
+/// A block that can't be read counts as a damaged one: its other copy, or the safe reading, has to do
+/// (RULES 11). No block of metadata looks like this.
+fn read_block(source: &Source<'_>, offset: u64) -> Block {
     let mut block = [0; METADATA_BLOCK_BYTES];
-    source
-        .metadata
-        .read_at(offset, &mut block)
-        .map_err(|source| AttachError::Read {
-            volume,
-            offset,
-            source,
-        })?;
-    Ok(block)
+    if source.metadata.read_at(offset, &mut block).is_err() {
+        block.fill(0xff);
+    }
+    block
 }
 
 fn read_superblock(
@@ -377,7 +383,7 @@ fn read_superblock(
             .map_err(|source| AttachError::Layout { volume, source })?,
     };
     let mut copies = MetaCopy::BOTH.into_iter().map(|copy| {
-        let block = read_block(volume, source, probe.superblock_offset(copy))?;
+        let block = read_block(source, probe.superblock_offset(copy));
         Ok(Superblock::decode(&block, copy))
     });
     let (Some(a), Some(b)) = (copies.next(), copies.next()) else {
@@ -413,7 +419,7 @@ fn read_log(
     let mut copies: [Vec<Block>; 2] = [Vec::new(), Vec::new()];
     for index in 0..blocks {
         for (copy, offset) in copies.iter_mut().zip(layout.ring_offsets(index)) {
-            copy.push(read_block(volume, source, offset)?);
+            copy.push(read_block(source, offset));
         }
     }
     let recovered = recover(
@@ -470,7 +476,7 @@ fn read_bitmap(
                 let Some(offset) = layout.page_offset(slot, page) else {
                     continue;
                 };
-                let block = read_block(volume, source, offset)?;
+                let block = read_block(source, offset);
                 match bitmap.load_page(slot, page, &block) {
                     Ok(()) => {}
                     Err(BlockError::NewerVersion { found, known }) => {

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use vocabulary::{EXTENT_BYTES, Epoch, HistoryId, NodeSet, VolumeId};
 
 /// How local I/O ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Done<P> {
     Ok,
     Data(P),
@@ -40,7 +40,7 @@ impl<P> Done<P> {
 }
 
 /// A write that waits until its extents are hot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Body<P> {
     Write {
         data: P,
@@ -54,7 +54,7 @@ enum Body<P> {
     Touch(u64),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting<P> {
     tag: Tag,
     at: VolumeRange,
@@ -91,7 +91,7 @@ enum Pending {
 }
 
 /// Several requests that end as one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Join {
     tag: Tag,
     at: Option<VolumeRange>,
@@ -99,7 +99,7 @@ struct Join {
     error: Option<DiskError>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Volume<P> {
     layout: Layout,
     superblock: Superblock,
@@ -120,7 +120,7 @@ struct Volume<P> {
 /// A completion for the role: what it was for, the range, how it ended.
 pub(crate) type Completion<P> = (Tag, Option<VolumeRange>, Done<P>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Local<P> {
     identity: Identity,
     volumes: Vec<Volume<P>>,
@@ -707,6 +707,12 @@ impl<P: Payload> Local<P> {
             | Pending::Grow { volume, .. } => VolumeId(u16::try_from(*volume).unwrap_or(u16::MAX)),
         };
         step.notice(Notice::DiskFailed { volume, error });
+        // A restart must not take this disk for what it was: its caches may have lost writes. If this
+        // can't be written either, the device is gone for its successor too.
+        for volume in &mut self.volumes {
+            volume.superblock.failed = true;
+        }
+        self.persist(step, Tag::Nobody);
         for index in 0..self.volumes.len() {
             let waiting = std::mem::take(&mut self.volumes[index].waiting);
             self.busy -= waiting.len();

@@ -22,14 +22,14 @@ use vocabulary::{
 /// The core looks at the clock this often; its time-outs are much longer.
 const TICK_MS: u64 = 50;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Role<P> {
     Secondary(Box<Secondary<P>>),
     Primary(Box<Primary<P>>),
 }
 
 /// A promotion of this node that is proposed and not decided.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Promotion {
     command: CommandId,
     force: bool,
@@ -41,7 +41,7 @@ struct Promotion {
 }
 
 /// One resource on one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Resource<P> {
     identity: Identity,
     settings: Settings,
@@ -85,6 +85,15 @@ impl<P: Payload> Resource<P> {
             refuse_sessions: false,
             damaged,
             next_tick: now.plus_ms(TICK_MS),
+        }
+    }
+
+    /// This replica as a record would name it.
+    fn member(&self) -> Member {
+        Member {
+            node: self.identity.node,
+            disk: self.identity.disk,
+            incarnation: self.identity.incarnation,
         }
     }
 
@@ -360,6 +369,7 @@ impl<P: Payload> Resource<P> {
             message => {
                 // A message of a new generation never comes before its record.
                 let known = self.record.as_ref().map_or(Generation(0), |r| r.generation);
+                let me = self.member();
                 match &mut self.role {
                     Role::Secondary(secondary) => {
                         if generation > known {
@@ -369,11 +379,6 @@ impl<P: Payload> Resource<P> {
                         }
                         let (replicas, admitted) =
                             self.record.as_ref().map_or((NodeSet::EMPTY, false), |r| {
-                                let me = Member {
-                                    node: self.identity.node,
-                                    disk: self.identity.disk,
-                                    incarnation: self.identity.incarnation,
-                                };
                                 (r.replicas, r.member(me.node) == Some(&me))
                             });
                         let local = &mut self.local;
@@ -530,12 +535,18 @@ impl<P: Payload> Resource<P> {
         let mine = self.promotion.as_ref().is_some_and(|p| {
             p.based_on
                 .is_some_and(|g| record.epoch == Epoch(g.next().0))
-        }) && record.epoch > self.local.promised();
+        }) && record.epoch > self.local.promised()
+            && record.member(self.identity.node) == Some(&self.member());
         let resumed = mutated(Mutation::ResumePrimaryship) && record.epoch > Epoch(0);
         if record.primary != Some(self.identity.node)
             || !(mine || resumed)
             || matches!(self.role, Role::Primary(_))
         {
+            if let Some(promotion) = &mut self.promotion {
+                // Decided otherwise: proposed again, based on this record.
+                promotion.based_on = None;
+                promotion.next = step.now;
+            }
             return;
         }
         if let Some(promotion) = self.promotion.take() {
@@ -663,6 +674,7 @@ impl<P: Payload> Resource<P> {
 
     /// Proposes the promotion, again and again until it is decided or the command's time is over.
     fn tick_promotion(&mut self, step: &mut Step<'_, P>) {
+        let candidate = self.member();
         let Some(promotion) = &mut self.promotion else {
             return;
         };
@@ -683,11 +695,6 @@ impl<P: Payload> Resource<P> {
         promotion.next = step.now.plus_ms(promotion.wait_ms);
         promotion.wait_ms = (promotion.wait_ms * 2).min(self.settings.propose_again_ms * 10);
         promotion.based_on = Some(record.generation);
-        let candidate = Member {
-            node: self.identity.node,
-            disk: self.identity.disk,
-            incarnation: self.identity.incarnation,
-        };
         let history = next_history(record, &candidate);
         let change = if promotion.force {
             Change::Force { candidate, history }

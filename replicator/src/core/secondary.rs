@@ -19,7 +19,7 @@ enum Key {
     Read(u64),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Job<P> {
     Write {
         at: VolumeRange,
@@ -42,7 +42,7 @@ enum Job<P> {
 }
 
 /// A Hello that was not refused, on its way to a session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Opening {
     conn: ConnId,
     primary: NodeId,
@@ -58,7 +58,7 @@ enum Stage {
     Promising,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Session {
     conn: ConnId,
     primary: NodeId,
@@ -77,7 +77,7 @@ struct Session {
     digested_at: Option<Time>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Secondary<P> {
     session: Option<Session>,
     opening: Option<Opening>,

@@ -116,7 +116,7 @@ pub(super) const HANDSHAKE_MS: u64 = 30_000;
 pub(super) const LINGER_MS: u64 = 5_000;
 
 /// A new connection waits at most this long for what older connections of its export had pending, in
-/// ms.
+/// ms; longer only for those whose clients take their replies slowly.
 pub(super) const GATE_MS: u64 = 5_000;
 
 /// Within this time it also waits for their sockets to be found empty, in ms.
@@ -132,6 +132,9 @@ pub(super) struct Pending {
     pub(super) client: usize,
     pub(super) serial: u64,
     pub(super) upto: u64,
+    /// Replies that it has taken, and since when no more than these, ns.
+    pub(super) sent_bytes: u64,
+    pub(super) sent_at: Time,
 }
 
 /// How far a client may go on.

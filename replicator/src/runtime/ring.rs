@@ -523,7 +523,7 @@ fn entry_of(op: &mut Op) -> squeue::Entry {
         Op::Send { fd, batch } => {
             let message = batch.prepare();
             opcode::SendMsg::new(types::Fd(fd.as_raw_fd()), message)
-                .flags(libc::MSG_NOSIGNAL.unsigned_abs() | libc::MSG_WAITALL.unsigned_abs())
+                .flags(libc::MSG_NOSIGNAL.unsigned_abs())
                 .build()
         }
         Op::Accept { fd, .. } => {

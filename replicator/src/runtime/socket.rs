@@ -204,6 +204,7 @@ pub struct Outbox {
     pub batch: Box<SendBatch>,
     spare: Option<Box<SendBatch>>,
     sending: Option<usize>,
+    sent_bytes: u64,
     broken: bool,
 }
 
@@ -218,6 +219,12 @@ impl Outbox {
     #[must_use]
     pub fn unsent(&self) -> usize {
         self.batch.len() + self.sending.unwrap_or(0)
+    }
+
+    /// Bytes that the socket has taken since the connection was made.
+    #[must_use]
+    pub const fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
     /// Is all sent, or can nothing be sent any more?
@@ -259,7 +266,10 @@ impl Outbox {
             return Err(Errno::EINVAL);
         };
         match result {
-            Ok(count) => batch.advance(count),
+            Ok(count) => {
+                batch.advance(count);
+                self.sent_bytes += u64::try_from(count).unwrap_or(0);
+            }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
             Err(error) => {
                 self.fail();

@@ -62,6 +62,7 @@ const OPEN: u32 = 1;
 const CREATED_EMPTY: u32 = 2;
 const NEVER_WRITTEN: u32 = 4;
 const WHOLE_WINDOW: u32 = 8;
+const FAILED: u32 = 16;
 const BLANK_CLEAR: u8 = 1;
 const BLANK_SET: u8 = 2;
 
@@ -113,6 +114,8 @@ pub struct Superblock {
     pub never_written: bool,
     /// The activity log was lost: until this is settled the whole volume counts as written.
     pub whole_window: bool,
+    /// A write or flush failed since the disk was attached: what its caches held may be lost.
+    pub failed: bool,
     /// Size of the volume on this disk in bytes.
     pub data_bytes: u64,
     /// Where the metadata lies.
@@ -429,7 +432,8 @@ impl Superblock {
             flag(self.open, OPEN)
                 | flag(self.created_empty, CREATED_EMPTY)
                 | flag(self.never_written, NEVER_WRITTEN)
-                | flag(self.whole_window, WHOLE_WINDOW),
+                | flag(self.whole_window, WHOLE_WINDOW)
+                | flag(self.failed, FAILED),
         );
         for (raw, peer) in raw.peers.iter_mut().zip(&self.peers) {
             let Some(peer) = peer else { continue };
@@ -465,7 +469,7 @@ impl Superblock {
             _ => return Err(malformed("placement")),
         };
         let flags = raw.flags.get();
-        if flags & !(OPEN | CREATED_EMPTY | NEVER_WRITTEN | WHOLE_WINDOW) != 0 {
+        if flags & !(OPEN | CREATED_EMPTY | NEVER_WRITTEN | WHOLE_WINDOW | FAILED) != 0 {
             return Err(malformed("flags"));
         }
         let mut peers = [None; SLOTS];
@@ -486,6 +490,7 @@ impl Superblock {
             created_empty: flags & CREATED_EMPTY != 0,
             never_written: flags & NEVER_WRITTEN != 0,
             whole_window: flags & WHOLE_WINDOW != 0,
+            failed: flags & FAILED != 0,
             data_bytes: raw.data_bytes.get(),
             placement,
             slots: raw.slots,

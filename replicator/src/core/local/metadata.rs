@@ -9,7 +9,7 @@ use vocabulary::Time;
 /// Extents that one background transaction retires at most.
 const RETIRE_BATCH: usize = 64;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) enum LogStep {
     #[default]
     Idle,
@@ -28,13 +28,13 @@ pub(super) enum SaveFor {
     Log,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct SaveRequest {
     pages: Vec<(u8, u32)>,
     who: SaveFor,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Saves {
     left: usize,
     current: Vec<SaveFor>,
@@ -42,7 +42,7 @@ pub(super) struct Saves {
 }
 
 /// The superblock's writes: copy A, then copy B, one after the other (RULES 11).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct SuperblockStep {
     writing: Option<MetaCopy>,
     /// Changed since the present write began.
@@ -394,12 +394,6 @@ impl<P: Payload> Local<P> {
             // What is asked for is on disk already.
             for join in std::mem::take(&mut state.queue) {
                 self.join_done(join, None);
-            }
-            return;
-        }
-        if self.failed {
-            for join in std::mem::take(&mut state.queue) {
-                self.join_done(join, Some(DiskError::Io(5)));
             }
             return;
         }

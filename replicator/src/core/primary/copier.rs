@@ -20,7 +20,7 @@ const LATENCY_SLACK_US: u64 = 500;
 const RETRY_MS: u64 = 1_000;
 
 /// What a replica lacks, and how far the copying is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sync {
     pub(super) todo: Vec<BlockSet>,
     /// Part of the reconciliation of a new primary (RULES 8).
@@ -91,7 +91,7 @@ enum Purpose {
 }
 
 /// A chunk under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Copy<P> {
     at: VolumeRange,
     purpose: Purpose,
@@ -108,7 +108,7 @@ struct Copy<P> {
     compared: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Verify {
     command: Option<CommandId>,
     repair: bool,
@@ -121,7 +121,7 @@ struct Verify {
     stopping: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Copier<P> {
     copies: BTreeMap<u64, Copy<P>>,
     next: u64,

@@ -8,7 +8,7 @@ use super::*;
 /// stable, so that they need not be marked for what they are about to acknowledge.
 const RELEASE_LAG_MS: u64 = 200;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Flush {
     seq: Seq,
     requests: Vec<usize>,
@@ -23,7 +23,7 @@ enum Here {
     Done,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Flushes {
     under_way: Option<Flush>,
     /// Clients' flushes for the next one.
@@ -173,11 +173,12 @@ impl<P: Payload> Primary<P> {
             return;
         }
         self.flushes.release = None;
-        self.flushes.released = upto;
+        let released = std::mem::replace(&mut self.flushes.released, upto);
         let mut stable_on = NodeSet::only(self.node);
         for peer in self.peers.values() {
-            // A target's old incarnation says nothing either: `stable` is of the present one.
-            if peer.stable >= upto && (peer.is_live() || self.required.contains(peer.node)) {
+            // A replica that joined later was not sent what came before: stable says nothing of it.
+            let sent_all = peer.is_live() && peer.sent_from.0 <= released.0 + 1;
+            if peer.stable >= upto && (sent_all || self.required.contains(peer.node)) {
                 stable_on.insert(peer.node);
             }
         }

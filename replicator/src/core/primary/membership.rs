@@ -7,7 +7,7 @@ use crate::core::message::RangesOf;
 use crate::core::secondary::send_ranges;
 use vocabulary::{Change, Generation, HistoryId, Member, Refusal};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Proposal {
     based_on: Generation,
     change: Change,
@@ -16,7 +16,7 @@ pub(super) struct Proposal {
 }
 
 /// A replica on its way into the in-sync set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Admitting {
     pub(super) member: Member,
     pub(super) stage: AdmitStage,
@@ -34,7 +34,7 @@ pub(super) enum AdmitStage {
     Proposed,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Resize {
     pub(super) command: CommandId,
     volume: VolumeId,
@@ -378,7 +378,8 @@ impl<P: Payload> Primary<P> {
         if self.demote_command.is_some() {
             return Some(Err(CommandError::Busy));
         }
-        self.demote_command = Some(id);
+        let deadline = cx.now().plus_ms(self.settings.command_timeout_ms);
+        self.demote_command = Some((id, deadline));
         self.stage = Stage::Draining;
         // What was never started needs no drain.
         for key in std::mem::take(&mut self.gated) {
@@ -387,6 +388,23 @@ impl<P: Payload> Primary<P> {
         self.want_flush();
         self.check_drained(cx);
         None
+    }
+
+    /// A demotion that can't drain in time is called off; one that is proposed goes on.
+    pub(super) fn tick_demote(&mut self, cx: &mut Cx<'_, '_, P>) {
+        if self
+            .demote_command
+            .is_none_or(|(_, deadline)| deadline > cx.now())
+        {
+            return;
+        }
+        if self.stage == Stage::Draining {
+            self.stage = Stage::Serving;
+        }
+        if let Some((id, _)) = self.demote_command.take() {
+            let result = Err(CommandError::Undecided);
+            cx.step.emit(Action::CommandDone { id, result });
+        }
     }
 
     /// Proposes to demote once every request has ended and all is stable.
@@ -545,7 +563,8 @@ impl<P: Payload> Primary<P> {
             proposed: false,
             deadline,
         });
-        cx.local.grow(cx.step, Tag::Grow(0), volume, size_bytes);
+        cx.local
+            .grow(cx.step, Tag::Grow(u64::MAX), volume, size_bytes);
         None
     }
 

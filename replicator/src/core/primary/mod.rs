@@ -77,7 +77,7 @@ enum Key {
     Repair(u64),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Body<P> {
     Read,
     Write { data: P, fua: bool },
@@ -86,7 +86,7 @@ enum Body<P> {
 }
 
 /// A client's request until its reply.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Request<P> {
     id: RequestId,
     at: VolumeRange,
@@ -98,7 +98,7 @@ struct Request<P> {
 }
 
 /// A write of the stream until every required replica has it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Op<P> {
     request: usize,
     at: VolumeRange,
@@ -107,6 +107,8 @@ struct Op<P> {
     sent: NodeSet,
     /// Replicas that have it, as they said (this node included).
     acked: NodeSet,
+    /// Its range was given back: every required replica has it, and only their word is missing.
+    unlocked: bool,
     since: Time,
 }
 
@@ -117,7 +119,7 @@ enum OpBody<P> {
 }
 
 /// A block that could not be read here, on its way from a member.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Repair<P> {
     at: VolumeRange,
     /// The read that met it, answered from what comes.
@@ -136,7 +138,7 @@ struct Latency {
     count: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Primary<P> {
     node: NodeId,
     epoch: Epoch,
@@ -166,7 +168,7 @@ pub(crate) struct Primary<P> {
     admitting: Option<Admitting>,
     proposal: Option<Proposal>,
     resize: Option<Resize>,
-    demote_command: Option<CommandId>,
+    demote_command: Option<(CommandId, Time)>,
     invalidate_commands: BTreeMap<NodeId, CommandId>,
     waiting_for: NodeSet,
     latency: Latency,
@@ -390,7 +392,10 @@ impl<P: Payload> Primary<P> {
 
     /// The request holds its range.
     fn start_request(&mut self, cx: &mut Cx<'_, '_, P>, key: usize) {
-        let request = &self.requests[key];
+        // Answered while it waited (the disk failed): then nothing is started any more.
+        let Some(request) = self.requests.get(key) else {
+            return;
+        };
         let at = VolumeRange {
             volume: request.at.volume,
             range: request.piece,
@@ -417,6 +422,7 @@ impl<P: Payload> Primary<P> {
             body,
             sent: NodeSet::EMPTY,
             acked: NodeSet::EMPTY,
+            unlocked: false,
             since: cx.now(),
         };
         cx.local.window_add(cx.step, seq, at, WriteKind::Client);
@@ -443,12 +449,17 @@ impl<P: Payload> Primary<P> {
 
     /// A replica, or this node, has a write of the stream.
     fn acknowledged(&mut self, cx: &mut Cx<'_, '_, P>, seq: Seq, node: NodeId) {
-        let (required, counting) = (self.required, self.counting);
+        let (required, counting, me) = (self.required, self.counting, self.node);
         let Some(op) = self.op_mut(seq) else { return };
         op.acked.insert(node);
         let acked = op.acked;
-        if is_complete(acked, required, counting, self.node) {
+        if is_complete(acked, required, counting, me) {
             self.complete(cx, seq);
+        } else if required.is_subset_of(acked) && !std::mem::replace(&mut op.unlocked, true) {
+            // A member with a new incarnation has it too, but its word counts only once that is
+            // admitted; the copies that the admit needs must not wait for this range.
+            let (volume, key) = (op.at.volume, Key::Client(op.request));
+            self.unlock(cx, volume, key);
         }
     }
 
@@ -465,7 +476,9 @@ impl<P: Payload> Primary<P> {
             self.required.is_subset_of(op.acked) || cfg!(feature = "mutations")
         );
         let key = op.request;
-        self.unlock(cx, op.at.volume, Key::Client(key));
+        if !op.unlocked {
+            self.unlock(cx, op.at.volume, Key::Client(key));
+        }
         let Some(request) = self.requests.get_mut(key) else {
             return;
         };
@@ -521,6 +534,12 @@ impl<P: Payload> Primary<P> {
         done: Done<P>,
     ) {
         let failed = done.error();
+        // What the role before left under way is nobody's any more; serving waits until it is drained.
+        let starting = matches!(self.stage, Stage::Promising | Stage::Gathering);
+        if starting && tag != Tag::Promise {
+            self.changed = true;
+            return;
+        }
         match tag {
             Tag::Write(seq) if failed.is_none() => {
                 self.own.finish(seq);
@@ -536,13 +555,13 @@ impl<P: Payload> Primary<P> {
             Tag::Flush(seq) => self.own_flushed(cx, seq, failed.is_none()),
             Tag::Hash(id) => self.copy_hashed_here(cx, id, done),
             Tag::Repair(id) => self.repair_written(cx, id, failed.is_none()),
-            Tag::Grow(_) => self.grown(cx, self.node, failed.is_none()),
+            Tag::Grow(u64::MAX) => self.grown(cx, self.node, failed.is_none()),
             Tag::Promise => self.promised(cx),
             Tag::Touch(seq) => {
                 self.own.finish(seq);
                 self.own_flush(cx);
             }
-            Tag::Bits(_) | Tag::WholeSettled | Tag::Close | Tag::Nobody => {}
+            Tag::Grow(_) | Tag::Bits(_) | Tag::WholeSettled | Tag::Close | Tag::Nobody => {}
         }
         if failed.is_some() {
             self.changed = true;
@@ -558,7 +577,9 @@ impl<P: Payload> Primary<P> {
             return;
         };
         if let Some(op) = self.ops[index].take() {
-            self.unlock(cx, op.at.volume, Key::Client(op.request));
+            if !op.unlocked {
+                self.unlock(cx, op.at.volume, Key::Client(op.request));
+            }
             self.reply(cx, op.request, Err(client_error(error)));
         }
     }
@@ -761,7 +782,7 @@ impl<P: Payload> Primary<P> {
         }
         self.refresh(cx);
         self.check_membership(cx);
-        if self.stage == Stage::Gathering && self.gathered(cx) {
+        if self.stage == Stage::Gathering && cx.local.drained() && self.gathered(cx) {
             self.start_serving(cx);
         }
         self.check_reconciled(cx);
@@ -775,6 +796,7 @@ impl<P: Payload> Primary<P> {
         self.tick_flush(cx);
         self.tick_copier(cx);
         self.tick_proposal(cx);
+        self.tick_demote(cx);
         self.changed = true;
     }
 
@@ -821,7 +843,7 @@ impl<P: Payload> Primary<P> {
         } else {
             Ok(())
         };
-        if let Some(id) = self.demote_command.take() {
+        if let Some((id, _)) = self.demote_command.take() {
             cx.step.emit(Action::CommandDone {
                 id,
                 result: demoted,

@@ -9,7 +9,7 @@ use crate::core::message::{MAX_RANGES, RangesOf, RefuseReason, SessionId};
 use vocabulary::{DiskId, Member};
 
 /// What a replica said of itself while the session opened.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Greeting {
     conn: ConnId,
     since: Time,
@@ -26,7 +26,7 @@ struct Welcome {
 }
 
 /// The connection to a peer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Link {
     /// None; tried again from this time on.
     Down { retry_at: Time },
@@ -39,7 +39,7 @@ pub(crate) enum Link {
 }
 
 /// A session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Live {
     pub(crate) conn: ConnId,
     heard: Time,
@@ -47,7 +47,7 @@ pub(crate) struct Live {
     asked: Time,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
     pub(crate) link: Link,
@@ -68,6 +68,8 @@ pub(crate) struct Peer {
     pub(super) flush_since: Option<Time>,
     /// What it lacks and how far the copying is.
     pub(crate) sync: Option<Sync>,
+    /// Every write from this place on was sent to it, in its present session or before.
+    pub(super) sent_from: Seq,
     /// `old` parts of its window may go with releases from this place on.
     pub(super) old_after: Seq,
     /// Since when it has had no session.
@@ -90,6 +92,7 @@ impl Peer {
             stable: Seq(0),
             flush_since: None,
             sync: None,
+            sent_from: Seq(0),
             old_after: Seq(0),
             lost_since: Some(now),
             refused: false,
@@ -530,6 +533,7 @@ impl<P: Payload> Primary<P> {
             return;
         };
         peer.joined = false;
+        peer.sent_from = Seq(self.next_seq);
         peer.sync = Some(Sync::new(todo, false, cx.step.now));
     }
 

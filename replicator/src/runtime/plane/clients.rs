@@ -450,49 +450,54 @@ impl Plane {
                     client,
                     serial: other.serial,
                     upto,
+                    sent_bytes: other.outbox.sent_bytes(),
+                    sent_at: self.now,
                 }
             })
             .collect()
     }
 
     fn may_serve(&mut self, index: usize) -> bool {
-        let Gate::Waiting { behind, since } = &self.clients[index].gate else {
+        let now = self.now;
+        let Gate::Waiting { behind, since } = &mut self.clients[index].gate else {
             return true;
         };
-        let waited_ms = self.now.ms_since(*since);
-        let late = waited_ms >= GATE_MS;
+        let since = *since;
+        let waited_ms = now.ms_since(since);
         // What a TCP client's own kernel still holds follows as soon as there is room: it has come
         // when the socket is found empty. A busy connection may never be; that is waited for a moment.
         let settling = waited_ms < SETTLE_MS;
-        let waiting: Vec<usize> = behind
-            .iter()
-            .filter(|pending| {
-                self.clients.get(pending.client).is_some_and(|other| {
-                    let same = other.serial == pending.serial && !other.closing;
-                    let unread = || sys::unread_bytes(other.fd.as_fd()).is_ok_and(|n| n > 0);
-                    same && (!other.has_read(pending.upto) || (settling && unread()))
-                })
-            })
-            .map(|pending| pending.client)
-            .collect();
-        if waiting.is_empty() {
+        let mut behind = std::mem::take(behind);
+        behind.retain_mut(|pending| {
+            let Some(other) = self.clients.get(pending.client) else {
+                return false;
+            };
+            if other.serial != pending.serial || other.closing {
+                return false;
+            }
+            let sent_bytes = other.outbox.sent_bytes();
+            if sent_bytes != pending.sent_bytes {
+                (pending.sent_bytes, pending.sent_at) = (sent_bytes, now);
+            }
+            let unread = || sys::unread_bytes(other.fd.as_fd()).is_ok_and(|bytes| bytes > 0);
+            !other.has_read(pending.upto) || (settling && unread())
+        });
+        if behind.is_empty() {
             return true;
         }
-        if late {
-            // Those that do not take their replies are given up: what was not read of them is never
-            // executed, which is as good an order. Where requests themselves are stuck, the new
-            // connection is: its client may try again.
-            let (mute, stuck): (Vec<usize>, Vec<usize>) = waiting
-                .into_iter()
-                .partition(|other| self.clients[*other].outbox.unsent() >= MAX_UNSENT_BYTES);
-            for other in mute {
-                self.kill_client(other);
-            }
-            if !stuck.is_empty() {
+        for pending in &behind {
+            let mute = self.clients[pending.client].outbox.unsent() >= MAX_UNSENT_BYTES;
+            if mute && now.ms_since(pending.sent_at) >= GATE_MS {
+                // It takes no replies: given up. What was not read of it is never executed, which is
+                // as good an order.
+                self.kill_client(pending.client);
+            } else if !mute && waited_ms >= GATE_MS {
+                // Requests themselves are stuck: the new connection goes, its client may try again.
                 self.kill_client(index);
+                return false;
             }
-            return stuck.is_empty();
         }
+        self.clients[index].gate = Gate::Waiting { behind, since };
         false
     }
 

@@ -120,7 +120,7 @@ pub struct Transaction {
 }
 
 /// What the open transaction changes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Open {
     first: u64,
     activated: Vec<u32>,
@@ -128,7 +128,7 @@ struct Open {
 }
 
 /// The activity log of one volume in memory. Extents are numbers of 4 MiB units of the volume.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ActivityLog {
     disk: DiskTag,
     generation: u64,

@@ -21,7 +21,7 @@ struct Slot {
     pending: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Table {
     slots: Box<[Slot]>,
     /// Slot numbers by the hash of their extent: open addressing with linear probing, a power of two

@@ -40,7 +40,7 @@ pub enum Blank {
 }
 
 /// The bits of one peer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Slot {
     peer: DiskTag,
     binding: u64,
@@ -54,7 +54,7 @@ struct Slot {
 
 /// The bitmap of one volume in memory. Methods that take a slot panic where it is not open: which
 /// slots are is the caller's (the superblock's) knowledge.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Bitmap {
     disk: DiskTag,
     data_bytes: u64,

@@ -69,7 +69,7 @@ impl PageId {
 }
 
 /// A page. Without words all of its bits are equal: clear where `count` is 0, else set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Page {
     words: Option<Box<Words>>,
     count: u32,

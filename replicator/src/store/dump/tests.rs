@@ -73,6 +73,7 @@ fn superblock(placement: Placement, slots: u8) -> Superblock {
         created_empty: true,
         never_written: false,
         whole_window: false,
+        failed: false,
         data_bytes: DATA,
         placement,
         slots,

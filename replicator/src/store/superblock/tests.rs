@@ -35,6 +35,7 @@ pub(crate) fn sample() -> Superblock {
         created_empty: false,
         never_written: true,
         whole_window: false,
+        failed: false,
         data_bytes: 0x4000_0000,
         placement: Placement::External,
         slots: MAX_PEER_SLOTS,

@@ -251,6 +251,11 @@ impl LineClient {
         self.answer(0).1.map(drop)
     }
 
+    /// The other end closes, after whatever it has sent.
+    pub(super) fn expect_end(&mut self) {
+        let _ = self.stream.read_to_end(&mut Vec::new());
+    }
+
     pub(super) fn expect_closed(&mut self) {
         let mut rest = Vec::new();
         let end = self.stream.read_to_end(&mut rest);

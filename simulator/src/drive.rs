@@ -1,0 +1,473 @@
+//! Feeds a core and carries out what it asks for, in the order of its outbox; checks at each answer
+//! and each message what the rules say of it.
+
+use crate::client::{Ask, Pending};
+use crate::disk::sectors;
+use crate::net::End;
+use crate::node::OpKind;
+use crate::payload::{SECTOR, Stamps};
+use crate::rules::{Rule, write_is_everywhere};
+use crate::world::{Occurrence, World};
+use replicator::core::api::{
+    Action, ClientError, ClientRequest, ConnId, Event, Notice, OpId, RequestId,
+};
+use replicator::core::message::Message;
+use replicator::core::status::Role;
+use vocabulary::{ByteRange, Change, NodeId, VolumeId};
+
+impl World {
+    /// Hands an event to a node's core.
+    pub fn feed(&mut self, id: NodeId, event: Event<Stamps>) {
+        self.say(|| format!("{id:?} < {event:?}"));
+        let now = self.now;
+        let Some(mut core) = self.node_mut(id).core.take() else {
+            return;
+        };
+        let mut out = Vec::new();
+        core.handle(now, event, &mut out);
+        self.node_mut(id).core = Some(core);
+        self.carry_out(id, out);
+    }
+
+    pub(crate) fn feed_timeout(&mut self, id: NodeId) {
+        let now = self.now;
+        let Some(mut core) = self.node_mut(id).core.take() else {
+            return;
+        };
+        let mut out = Vec::new();
+        core.handle_timeout(now, &mut out);
+        self.node_mut(id).core = Some(core);
+        self.carry_out(id, out);
+    }
+
+    fn carry_out(&mut self, id: NodeId, actions: Vec<Action<Stamps>>) {
+        let run = self.node(id).run;
+        for action in actions {
+            self.say(|| match &action {
+                Action::MetaWrite {
+                    op, offset, data, ..
+                } => format!("{id:?} > MetaWrite {op:?} {offset}+{}", data.len()),
+                _ => format!("{id:?} > {action:?}"),
+            });
+            let chance = self.faults.interest(&action);
+            self.act(id, action);
+            if self.violation.is_some() {
+                return;
+            }
+            if chance > 0 && self.rng.per_10k(chance) {
+                self.strike(id);
+            }
+            let node = self.node(id);
+            if node.run != run || !node.is_running() {
+                // It died in the middle of its outbox.
+                return;
+            }
+        }
+        self.rearm(id);
+    }
+
+    fn submit(&mut self, id: NodeId, op: OpId, volume: VolumeId, kind: OpKind) {
+        let us = self.disk_us(id, &kind);
+        let process = self.node(id).process();
+        match self.node_mut(id).submit(op, volume, kind) {
+            Ok(()) => self.after_us(us, Occurrence::Disk(process, op.0)),
+            Err(what) => {
+                let what = format!("node {id} volume {volume}: {what}");
+                self.broken(Rule::Overlap, what);
+            }
+        }
+    }
+
+    fn act(&mut self, id: NodeId, action: Action<Stamps>) {
+        let process = self.node(id).process();
+        match action {
+            Action::Read { op, volume, range } => {
+                self.submit(id, op, volume, OpKind::Read(range));
+            }
+            Action::Hash { op, volume, range } => {
+                self.submit(id, op, volume, OpKind::Hash(range));
+            }
+            Action::Write {
+                op,
+                volume,
+                offset,
+                data,
+                durable,
+            } => self.submit(id, op, volume, OpKind::Write(offset, data, durable)),
+            Action::Zero {
+                op,
+                volume,
+                range,
+                hole,
+                durable,
+            } => self.submit(id, op, volume, OpKind::Zero(range, hole, durable)),
+            Action::Flush { op, volume } => {
+                let mark = self
+                    .node(id)
+                    .volume(volume)
+                    .map_or(0, |v| v.data.flush_mark());
+                self.submit(id, op, volume, OpKind::Flush(mark));
+            }
+            Action::MetaWrite {
+                op,
+                volume,
+                offset,
+                data,
+            } => {
+                if data.is_empty() || data.len() % 4096 != 0 || offset % 4096 != 0 {
+                    let what = format!("a metadata write of {} bytes at {offset}", data.len());
+                    self.broken(Rule::Intact, what);
+                    return;
+                }
+                self.submit(id, op, volume, OpKind::Meta(offset, data));
+            }
+            Action::Grow {
+                op,
+                volume,
+                size_bytes,
+            } => self.submit(id, op, volume, OpKind::Grow(size_bytes)),
+            Action::Dial { peer } => {
+                let up = self.node(peer).is_on() && self.net.joined(id, peer);
+                let us = if up {
+                    self.rng.between(100, 2000)
+                } else {
+                    self.rng.between(50_000, 300_000)
+                };
+                self.after_us(us, Occurrence::Dial(process, peer));
+            }
+            Action::Send { conn, message } => self.send(id, conn, message),
+            Action::Close { conn } => {
+                let Some(end) = self.net.conn(conn.0).and_then(|c| c.end_of(process)) else {
+                    return;
+                };
+                if self.net.conn(conn.0).is_some_and(|c| c.ended(end)) {
+                    return;
+                }
+                let due = self.net.end(conn.0, end, true, self.now, &mut self.rng);
+                self.due(due);
+                let us = self.rng.between(10, 300);
+                self.after_us(us, Occurrence::Closed(process, conn.0));
+            }
+            Action::Reply {
+                id: request,
+                result,
+            } => self.reply(id, request, result),
+            Action::Propose { based_on, change } => {
+                if let Change::Demote { .. } = change {
+                    let epoch = self.record().epoch;
+                    if self.record().generation == based_on {
+                        self.node_mut(id).demoting = Some(epoch);
+                    }
+                }
+                self.store.note(process, based_on, &change);
+                for _ in 0..self.faults.copies(&mut self.rng) {
+                    let us = self.faults.proposal_us(&mut self.rng);
+                    let what = Occurrence::Propose(process, based_on, Box::new(change.clone()));
+                    self.after_us(us, what);
+                }
+            }
+            Action::CommandDone {
+                id: command,
+                result,
+            } => self.command_done(id, command, result),
+            Action::Notice(notice) => self.notice(id, notice),
+        }
+    }
+
+    fn send(&mut self, id: NodeId, conn: ConnId, message: Message<Stamps>) {
+        let process = self.node(id).process();
+        let Some((end, epoch, peer)) = self.net.conn(conn.0).and_then(|c| {
+            let end = c.end_of(process)?;
+            Some((end, c.epoch, c.process(end.other())))
+        }) else {
+            return;
+        };
+        // RULES 2: whoever has promised an epoch acts in no older one.
+        if end == End::Acceptor {
+            let promised = self.node(id).promised;
+            let acts = matches!(
+                message,
+                Message::Welcome { .. } | Message::Acks { .. } | Message::FlushAck { .. }
+            );
+            if acts && epoch < promised {
+                let what = format!("node {id} has promised {promised:?} and acts in {epoch:?}");
+                self.broken(Rule::Fence, what);
+                return;
+            }
+            if matches!(message, Message::Welcome { .. }) {
+                self.node_mut(id).promised = epoch;
+            }
+        }
+        let generation = self
+            .node(id)
+            .core
+            .as_ref()
+            .map(|c| c.generation())
+            .unwrap_or_default();
+        let peer_gone = self
+            .net
+            .conn(conn.0)
+            .is_some_and(|c| c.ended(end.other()) && !c.ended(end));
+        let (now, rng) = (self.now, &mut self.rng);
+        let due = if peer_gone {
+            // The peer's machine is back and does not know the connection: it resets it.
+            let known = self.nodes[peer.node.index()].is_on() && self.net.joined(id, peer.node);
+            if known {
+                self.net.end(conn.0, end.other(), true, now, rng)
+            } else {
+                None
+            }
+        } else {
+            self.net.send(conn.0, end, generation, message, now, rng)
+        };
+        self.due(due);
+    }
+
+    fn notice(&mut self, id: NodeId, notice: Notice) {
+        let now = self.now;
+        let process = self.node(id).process();
+        match &notice {
+            Notice::Serving => {
+                let status = self.node(id).core.as_ref().map(|c| c.status(now));
+                let Some(status) = status else { return };
+                let epoch = status.epoch;
+                if status.role != Role::Primary {
+                    let what = format!("node {id} serves as {:?}", status.role);
+                    self.broken(Rule::OnePrimary, what);
+                }
+                let other = *self.served.entry(epoch).or_insert(process);
+                if other != process {
+                    let what = format!("{process:?} serves in {epoch:?}, as {other:?} did");
+                    self.broken(Rule::OnePrimary, what);
+                }
+                if self.record().epoch == epoch && !self.store.entitled(process) {
+                    let what = format!(
+                        "{process:?} serves in {epoch:?}, which {:?} asked for; the record is {:?}",
+                        self.store.promoter(epoch),
+                        self.record()
+                    );
+                    self.broken(Rule::OnePrimary, what);
+                }
+                let node = self.node_mut(id);
+                node.serving = Some(epoch);
+                node.promised = node.promised.max(epoch);
+            }
+            Notice::StoppedServing { .. } => self.node_mut(id).serving = None,
+            Notice::DiskFailed { .. } => self.node_mut(id).disk_failed = true,
+            _ => {}
+        }
+        if self.operator.keep_notices {
+            self.notices.push((id, notice));
+        }
+    }
+
+    // --- clients ---
+
+    pub(crate) fn client_step(&mut self, client: usize) {
+        if self.load.left == 0 {
+            return;
+        }
+        let pause = self.rng.between(self.load.pause_us / 8, self.load.pause_us);
+        self.after_us(pause, Occurrence::Client(client));
+        if self.clients.depth(client) >= self.load.depth {
+            return;
+        }
+        let epoch = self.record().epoch;
+        let serving = self
+            .nodes
+            .iter()
+            .filter(|n| n.serving.is_some())
+            .max_by_key(|n| n.serving)
+            .map(|n| (n.id, n.serving == Some(epoch)));
+        let target = match serving {
+            // A superseded primary may have clients that do not know.
+            _ if self.rng.percent(2) => {
+                let at = self.rng.index(self.nodes.len());
+                self.nodes[at].id
+            }
+            Some((node, _)) => {
+                let others: Vec<NodeId> = self
+                    .nodes
+                    .iter()
+                    .filter(|n| n.serving.is_some())
+                    .map(|n| n.id)
+                    .collect();
+                *self.rng.pick(&others).unwrap_or(&node)
+            }
+            None => return,
+        };
+        let mut rng = self.rng.fork();
+        if let Some((volume, ask)) = self.load.choose(&mut rng) {
+            self.load.left -= 1;
+            self.request(client, target, volume, ask);
+        }
+    }
+
+    /// A client sends a request to a node; its id.
+    pub fn request(&mut self, client: usize, node: NodeId, volume: VolumeId, ask: Ask) -> u64 {
+        let (invoked, write) = match &ask {
+            Ask::Write(range, _) => (0, Some(self.checker.invoke_write(volume, *range, false))),
+            Ask::Zero(range, ..) => (0, Some(self.checker.invoke_write(volume, *range, true))),
+            Ask::Read(_) | Ask::Flush => (self.checker.tick(), None),
+        };
+        let pending = Pending {
+            client,
+            process: self.node(node).process(),
+            volume,
+            ask,
+            invoked,
+            write,
+        };
+        self.say(|| format!("client {client} -> {pending:?}"));
+        let id = self.clients.begin(pending);
+        let us = self.rng.between(5, 60);
+        self.after_us(us, Occurrence::Arrive(id));
+        id
+    }
+
+    pub(crate) fn request_arrives(&mut self, id: u64) {
+        let Some(pending) = self.clients.pending.get(&id).cloned() else {
+            return;
+        };
+        let node = self.node(pending.process.node);
+        if node.run != pending.process.run || !node.is_running() {
+            self.clients.pending.remove(&id);
+            return;
+        }
+        if self
+            .awake(pending.process, || Occurrence::Arrive(id))
+            .is_none()
+        {
+            return;
+        }
+        let request = match &pending.ask {
+            Ask::Read(range) => ClientRequest::Read { range: *range },
+            Ask::Write(range, fua) => ClientRequest::Write {
+                range: *range,
+                data: Stamps::new(
+                    pending
+                        .write
+                        .map(|w| self.checker.stamps(w))
+                        .unwrap_or_default(),
+                ),
+                fua: *fua,
+            },
+            Ask::Zero(range, hole, fua) => ClientRequest::Zero {
+                range: *range,
+                hole: *hole,
+                fua: *fua,
+            },
+            Ask::Flush => ClientRequest::Flush,
+        };
+        let event = Event::Client {
+            id: RequestId(id),
+            volume: pending.volume,
+            request,
+        };
+        self.feed(pending.process.node, event);
+    }
+
+    fn reply(
+        &mut self,
+        id: NodeId,
+        request: RequestId,
+        result: Result<Option<Stamps>, ClientError>,
+    ) {
+        let Some(pending) = self.clients.pending.remove(&request.0) else {
+            self.broken(Rule::Bounded, format!("{request:?} is answered twice"));
+            return;
+        };
+        let data = match result {
+            Ok(data) => data,
+            Err(error) => {
+                self.clients.refused += 1;
+                self.check_error(&pending, error);
+                return;
+            }
+        };
+        self.clients.served += 1;
+        let node = self.node(id);
+        let Some(epoch) = node.serving else {
+            let what = format!("node {id} answers {pending:?} and does not serve");
+            self.broken(Rule::OnePrimary, what);
+            return;
+        };
+        if node.demoting == Some(epoch) {
+            let what = format!("node {id} answers {pending:?} after it proposed to demote");
+            self.broken(Rule::OnePrimary, what);
+            return;
+        }
+        if node.promised > epoch {
+            let what = format!(
+                "node {id} answers {pending:?} in {epoch:?} and has promised {:?}",
+                node.promised
+            );
+            self.broken(Rule::Fence, what);
+            return;
+        }
+        let superseded = self.record().epoch != epoch;
+        let volume = pending.volume;
+        match (&pending.ask, pending.write) {
+            (Ask::Read(range), _) => {
+                let stamps = data.as_ref().map_or(&[][..], Stamps::as_slice);
+                if stamps.len() != sectors(range.len) {
+                    let what = format!("{pending:?} is answered with {} sectors", stamps.len());
+                    self.broken(Rule::Linearizable, what);
+                    return;
+                }
+                let result = if superseded {
+                    self.checker.ack_stale_read(volume, *range, stamps)
+                } else {
+                    self.checker
+                        .ack_read(volume, *range, pending.invoked, stamps)
+                };
+                self.expect(result);
+            }
+            (Ask::Write(_, fua) | Ask::Zero(_, _, fua), Some(write)) => {
+                let fua = *fua;
+                match self.checker.ack_write(write, fua) {
+                    Ok(true) => {
+                        let record = self.store.record();
+                        let result =
+                            write_is_everywhere(&self.checker, write, record, &self.nodes, fua);
+                        self.expect(result);
+                    }
+                    Ok(false) => {}
+                    Err(e) => self.expect(Err::<(), _>(e)),
+                }
+            }
+            (Ask::Flush, _) => {
+                let covered: Vec<_> = self
+                    .checker
+                    .covered_by_flush(volume, pending.invoked)
+                    .collect();
+                for write in covered {
+                    let record = self.store.record();
+                    let result =
+                        write_is_everywhere(&self.checker, write, record, &self.nodes, true);
+                    self.expect(result);
+                }
+                self.checker.ack_flush(volume, pending.invoked);
+            }
+            (Ask::Write(..) | Ask::Zero(..), None) => {}
+        }
+    }
+
+    /// An error is no secret path around the rules: it must be one that the case allows.
+    fn check_error(&mut self, pending: &Pending, error: ClientError) {
+        let range = match &pending.ask {
+            Ask::Read(range) | Ask::Write(range, _) | Ask::Zero(range, ..) => *range,
+            Ask::Flush => ByteRange::between(0, 0),
+        };
+        let inside = range.end() <= self.size_of(pending.volume) / SECTOR * SECTOR;
+        if error == ClientError::OutOfRange && inside {
+            let what = format!("{pending:?} is refused as out of range");
+            self.broken(Rule::Bounded, what);
+        }
+        let faulty = self.faults.disk_was_bad;
+        if matches!(error, ClientError::Io | ClientError::NoSpace) && !faulty {
+            let what = format!("{pending:?} is answered {error:?} though no disk ever failed");
+            self.broken(Rule::Bounded, what);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Deterministic simulation of whole Lockstep clusters: the production cores on simulated disks,
+//! network, store and clients, all from one seed, checked against RULES. A test tool, not shipped.
+
+pub mod checker;
+pub mod client;
+pub mod disk;
+mod drive;
+pub mod engine;
+pub mod faults;
+pub mod net;
+pub mod node;
+pub mod operator;
+pub mod payload;
+pub mod production;
+pub mod rng;
+pub mod rules;
+pub mod run;
+pub mod store;
+pub mod world;

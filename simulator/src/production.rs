@@ -1,0 +1,165 @@
+//! The production core behind the simulator's seam: nothing but translation.
+
+use crate::disk::MetaArea;
+use crate::engine::{Attached, Core, Expected, Factory, IdentityLost, MetaWrites, NewReplica};
+use crate::node::Volume;
+use crate::payload::Stamps;
+use replicator::core::api::{Action, Event, Settings};
+use replicator::core::status::Status;
+use replicator::core::{Resource, attach};
+use replicator::store::dump::ReadAt;
+use replicator::store::{LogCapacity, Placement};
+use std::fmt::Write as _;
+use std::hash::Hasher;
+use std::io;
+use vocabulary::{ByteRange, Generation, Member, NodeId, Time, VolumeId};
+
+/// Makes production cores.
+#[derive(Debug)]
+pub struct Production;
+
+/// Peer slots of a simulated replica; external metadata has them all.
+const SLOTS: u8 = 31;
+
+impl ReadAt for MetaArea {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.read(offset, buffer) {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(5))
+        }
+    }
+}
+
+impl Factory for Production {
+    fn create(&self, new: &NewReplica) -> MetaWrites {
+        let mut writes = Vec::new();
+        let Some(log_capacity) = LogCapacity::new(u32::from(new.al_extents)) else {
+            return writes;
+        };
+        for (number, data_bytes) in (0u16..).zip(&new.sizes) {
+            let volume = VolumeId(number);
+            let created = attach::create(&attach::NewVolume {
+                cluster: new.cluster,
+                resource: new.resource,
+                volume,
+                node: new.node,
+                disk: new.disk,
+                data_bytes: *data_bytes,
+                placement: Placement::External,
+                slots: SLOTS,
+                log_capacity,
+                boot_id: new.boot,
+                created_empty: new.pristine,
+            });
+            for (offset, bytes) in created.unwrap_or_default() {
+                writes.push((volume, offset, bytes));
+            }
+        }
+        writes
+    }
+
+    fn attach(
+        &self,
+        volumes: &[&Volume],
+        expected: &Expected,
+        now: Time,
+    ) -> Result<Box<dyn Attached>, IdentityLost> {
+        let sources: Vec<attach::Source<'_>> = volumes
+            .iter()
+            .map(|volume| attach::Source {
+                metadata: &volume.meta,
+                placement: Placement::External,
+                store_bytes: volume.data.size_bytes(),
+            })
+            .collect();
+        let who = attach::Expected {
+            cluster: expected.cluster,
+            resource: expected.resource,
+            node: expected.node,
+            boot_id: expected.boot,
+        };
+        match attach::attach(&who, &sources, now) {
+            Ok(attached) => Ok(Box::new(Replica {
+                attached,
+                settings: expected.settings,
+            })),
+            Err(e) => Err(IdentityLost(e.to_string())),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Replica {
+    attached: attach::Attached,
+    settings: Settings,
+}
+
+impl Attached for Replica {
+    fn writes(&self) -> MetaWrites {
+        let mut all = Vec::new();
+        for (number, writes) in (0u16..).zip(&self.attached.writes) {
+            for (offset, bytes) in writes {
+                all.push((VolumeId(number), *offset, bytes.clone()));
+            }
+        }
+        all
+    }
+
+    fn member(&self) -> Member {
+        let identity = self.attached.identity;
+        Member {
+            node: identity.node,
+            disk: identity.disk,
+            incarnation: identity.incarnation,
+        }
+    }
+
+    fn start(self: Box<Self>, now: Time) -> Box<dyn Core> {
+        let Self { attached, settings } = *self;
+        Box::new(Resource::<Stamps>::new(
+            attached.identity,
+            settings,
+            attached.volumes,
+            now,
+        ))
+    }
+}
+
+impl Core for Resource<Stamps> {
+    fn handle(&mut self, now: Time, event: Event<Stamps>, out: &mut Vec<Action<Stamps>>) {
+        self.handle(now, event, out);
+    }
+
+    fn handle_timeout(&mut self, now: Time, out: &mut Vec<Action<Stamps>>) {
+        self.handle_timeout(now, out);
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        self.poll_timeout()
+    }
+
+    fn status(&self, now: Time) -> Status {
+        self.status(now)
+    }
+
+    fn generation(&self) -> Generation {
+        self.frame_context().1
+    }
+
+    fn may_differ(&self, node: NodeId, volume: VolumeId) -> Vec<ByteRange> {
+        self.may_differ(node, volume)
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        struct Into<'a>(&'a mut dyn Hasher);
+        impl std::fmt::Write for Into<'_> {
+            fn write_str(&mut self, s: &str) -> std::fmt::Result {
+                self.0.write(s.as_bytes());
+                Ok(())
+            }
+        }
+        // Writing into a hasher never fails.
+        let _ = write!(Into(hasher), "{self:?}");
+    }
+}

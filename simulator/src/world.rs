@@ -1,0 +1,857 @@
+//! A whole cluster in virtual time: what is due next, and who gets it. The machines, the network and
+//! the store are data in here; [`crate::drive`] carries out what a core asks for, [`crate::operator`]
+//! plays the operator, [`crate::faults`] the bad luck. One seed fixes everything.
+
+use crate::checker::Checker;
+use crate::client::{Clients, Load};
+use crate::engine::{Expected, Factory, NewReplica};
+use crate::faults::{Faults, Repair};
+use crate::net::{Due, End, Net};
+use crate::node::{Node, OpKind, State, Volume};
+use crate::operator::Operator;
+use crate::rng::Rng;
+use crate::rules::{Rule, Violation};
+use crate::store::{Process, Store};
+use replicator::core::api::{Event, Settings};
+use replicator::core::message::Message;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::rc::Rc;
+use vocabulary::{
+    Change, ClusterId, DiskId, Epoch, Generation, HistoryId, Member, NodeId, Record, Refusal,
+    ResourceId, Time, VolumeId,
+};
+
+/// How a cluster is made.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Machines, each with a replica.
+    pub nodes: u8,
+    /// Size of each volume in bytes.
+    pub sizes: Vec<u64>,
+    /// Extents that an activity log holds.
+    pub al_extents: u16,
+    /// Of the record.
+    pub min_redundancy: u8,
+    /// Of the cores.
+    pub settings: Settings,
+}
+
+/// Something that is going to happen.
+#[derive(Clone, Debug)]
+pub enum Occurrence {
+    /// A core's time-out may be due.
+    Timer(Process),
+    /// A disk operation completes.
+    Disk(Process, u64),
+    /// The next metadata write of an attach is done, or the attach is.
+    Attach(Process),
+    /// Something arrives at an end of a connection.
+    Deliver(u64, End),
+    /// A dial comes to its end.
+    Dial(Process, NodeId),
+    /// The end of a connection hears that its own close is done.
+    Closed(Process, u64),
+    /// A proposal arrives at the store.
+    Propose(Process, Generation, Box<Change>),
+    /// A record arrives at a node.
+    Record(NodeId, Box<Record>),
+    /// A refusal arrives at a node.
+    Refused(Process, Generation, Box<Refusal>),
+    /// A node's declaration arrives at the store.
+    Declare(Member),
+    /// The store and the nodes exchange what they have.
+    StoreTick,
+    /// A client thinks of something.
+    Client(usize),
+    /// A client's request arrives at its node.
+    Arrive(u64),
+    /// The operator looks around.
+    Operator,
+    /// Something goes wrong.
+    Fault,
+    /// Something is mended.
+    Repair(Repair),
+    /// The disks are compared with what the cores know.
+    Audit,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    at: Time,
+    seq: u64,
+    what: Occurrence,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.seq) == (other.at, other.seq)
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.seq).cmp(&(other.at, other.seq))
+    }
+}
+
+/// Ids of 32 digits say nothing that 4 don't.
+fn shorten(line: String) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut hex = 0;
+    for c in line.chars() {
+        hex = if c.is_ascii_hexdigit() { hex + 1 } else { 0 };
+        if hex <= 4 || hex < 16 && !out.ends_with('~') {
+            out.push(c);
+        } else if hex == 16 {
+            out.truncate(out.len() - 11);
+            out.push('~');
+        }
+    }
+    out
+}
+
+/// A cluster.
+#[derive(Debug)]
+pub struct World {
+    /// Virtual time.
+    pub now: Time,
+    /// Occurrences so far.
+    pub steps: u64,
+    queue: BinaryHeap<Reverse<Entry>>,
+    seq: u64,
+    runs: u64,
+    /// How it was made.
+    pub config: Config,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Machines.
+    pub nodes: Vec<Node>,
+    /// Network.
+    pub net: Net,
+    /// Configuration store.
+    pub store: Store,
+    /// Nodes that the store can't reach now.
+    pub store_cut: Vec<bool>,
+    /// What clients have under way.
+    pub clients: Clients,
+    /// How they behave.
+    pub load: Load,
+    /// Whether what they see is possible.
+    pub checker: Checker,
+    /// The operator.
+    pub operator: Operator,
+    /// Bad luck.
+    pub faults: Faults,
+    /// Who has served in which epoch.
+    pub served: BTreeMap<Epoch, Process>,
+    /// The first broken rule.
+    pub violation: Option<Violation>,
+    /// Randomness of the world.
+    pub rng: Rng,
+    /// Prints what happens.
+    pub trace: bool,
+    pub(crate) factory: Rc<dyn Factory>,
+    /// Steps, so far, of every kind of notice: scripts wait for them.
+    pub notices: Vec<(NodeId, replicator::core::api::Notice)>,
+}
+
+impl World {
+    /// A cluster whose disks were just created, with all machines on and all processes starting.
+    #[must_use]
+    pub fn new(config: Config, factory: Rc<dyn Factory>, mut rng: Rng) -> Self {
+        let cluster = ClusterId(rng.id());
+        let resource = ResourceId(rng.id());
+        let ids: Vec<NodeId> = (0..config.nodes).filter_map(NodeId::new).collect();
+        let mut nodes: Vec<Node> = ids
+            .iter()
+            .map(|id| Node::new(*id, DiskId(rng.id()), &config.sizes, rng.id()))
+            .collect();
+        let mut in_sync = Vec::new();
+        for node in &mut nodes {
+            let new = NewReplica {
+                cluster,
+                resource,
+                node: node.id,
+                disk: node.disk,
+                sizes: config.sizes.clone(),
+                replicas: ids.iter().copied().collect(),
+                al_extents: config.al_extents,
+                boot: node.boot,
+                pristine: true,
+            };
+            for (volume, offset, data) in factory.create(&new) {
+                if let Some(store) = node.volumes.get_mut(volume.index()) {
+                    store.meta.write(offset, &data);
+                }
+            }
+            let expected = Expected {
+                cluster,
+                resource,
+                node: node.id,
+                boot: node.boot,
+                settings: config.settings,
+            };
+            let volumes: Vec<&Volume> = node.volumes.iter().collect();
+            if let Ok(attached) = factory.attach(&volumes, &expected, Time(1_000_000)) {
+                in_sync.push(attached.member());
+            }
+        }
+        let store = Store::new(Record {
+            resource,
+            generation: Generation(1),
+            epoch: Epoch(0),
+            history: HistoryId(rng.id()),
+            sizes: config.sizes.clone(),
+            primary: None,
+            in_sync,
+            replicas: ids.iter().copied().collect(),
+            min_redundancy: config.min_redundancy,
+        });
+        let load = Load::new(&config.sizes, &mut rng);
+        let mut world = Self {
+            now: Time(1_000_000),
+            steps: 0,
+            queue: BinaryHeap::new(),
+            seq: 0,
+            runs: 0,
+            cluster,
+            net: Net::new(nodes.len()),
+            store,
+            store_cut: vec![false; nodes.len()],
+            clients: Clients::default(),
+            load,
+            checker: Checker::new(),
+            operator: Operator::new(&mut rng),
+            faults: Faults::none(),
+            served: BTreeMap::new(),
+            violation: None,
+            rng,
+            trace: false,
+            factory,
+            notices: Vec::new(),
+            nodes,
+            config,
+        };
+        for id in ids {
+            world.start_process(id);
+        }
+        world.after_us(100, Occurrence::StoreTick);
+        world
+    }
+
+    /// Starts the clients, the operator and the auditor.
+    pub fn start_load(&mut self) {
+        for client in 0..self.load.clients {
+            self.after_us(1000, Occurrence::Client(client));
+        }
+        self.after_us(1000, Occurrence::Operator);
+        self.after_us(5000, Occurrence::Audit);
+    }
+
+    /// The record as committed.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        self.store.record()
+    }
+
+    /// The node of this id.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.index()]
+    }
+
+    /// The node of this id.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.index()]
+    }
+
+    /// Notes a broken rule; the first one counts.
+    pub fn broken(&mut self, rule: Rule, what: impl Into<String>) {
+        if self.violation.is_none() {
+            self.violation = Some(Violation::new(rule, what));
+        }
+    }
+
+    /// Notes a broken rule, if that is what it is.
+    pub fn expect(&mut self, result: Result<(), impl Into<Violation>>) {
+        if let Err(e) = result
+            && self.violation.is_none()
+        {
+            self.violation = Some(e.into());
+        }
+    }
+
+    /// Prints a line of the trace; `line` is made only where it is wanted.
+    pub fn say(&self, line: impl FnOnce() -> String) {
+        if self.trace {
+            let (ms, us) = (self.now.0 / 1_000_000, self.now.0 / 1000 % 1000);
+            println!("{ms:6}.{us:03} {}", shorten(line()));
+        }
+    }
+
+    /// Lets something happen at this time.
+    pub fn at(&mut self, at: Time, what: Occurrence) {
+        self.seq += 1;
+        let entry = Entry {
+            at: at.max(self.now),
+            seq: self.seq,
+            what,
+        };
+        self.queue.push(Reverse(entry));
+    }
+
+    /// Lets something happen in this many microseconds.
+    pub fn after_us(&mut self, us: u64, what: Occurrence) {
+        self.at(Time(self.now.0 + us * 1000), what);
+    }
+
+    pub(crate) fn due(&mut self, due: impl IntoIterator<Item = Due>) {
+        for (conn, end, at) in due {
+            self.at(at, Occurrence::Deliver(conn, end));
+        }
+    }
+
+    /// What is going to happen, in order (for the exploration).
+    #[must_use]
+    pub fn pending(&self) -> Vec<(Time, u64, &Occurrence)> {
+        let mut entries: Vec<_> = self
+            .queue
+            .iter()
+            .map(|Reverse(e)| (e.at, e.seq, &e.what))
+            .collect();
+        entries.sort_unstable_by_key(|(at, seq, _)| (*at, *seq));
+        entries
+    }
+
+    /// Lets one of [`Self::pending`] happen now, before its turn.
+    pub fn fire(&mut self, seq: u64) {
+        let mut entries = std::mem::take(&mut self.queue).into_vec();
+        let at = entries.iter().position(|Reverse(e)| e.seq == seq);
+        let chosen = at.map(|at| entries.swap_remove(at));
+        self.queue = entries.into();
+        if let Some(Reverse(entry)) = chosen {
+            self.now = self.now.max(entry.at);
+            self.happen(entry.what);
+        }
+    }
+
+    /// Lets the next thing happen. False when there is none, it is after `until`, or a rule is broken.
+    pub fn step(&mut self, until: Time) -> bool {
+        if self.violation.is_some() {
+            return false;
+        }
+        match self.queue.peek() {
+            Some(Reverse(entry)) if entry.at <= until => {}
+            _ => {
+                self.now = self.now.max(until);
+                return false;
+            }
+        }
+        if let Some(Reverse(entry)) = self.queue.pop() {
+            self.now = entry.at;
+            self.happen(entry.what);
+        }
+        true
+    }
+
+    /// Runs for this many milliseconds.
+    pub fn run_ms(&mut self, ms: u64) {
+        let until = self.now.plus_ms(ms);
+        while self.step(until) {}
+    }
+
+    /// Runs until the condition holds; false when it did not within this many milliseconds.
+    pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let until = self.now.plus_ms(ms);
+        while !done(self) {
+            if !self.step(until) {
+                return done(self) && self.violation.is_none();
+            }
+        }
+        true
+    }
+
+    fn happen(&mut self, what: Occurrence) {
+        self.steps += 1;
+        match what {
+            Occurrence::Timer(process) => self.timer(process),
+            Occurrence::Disk(process, op) => self.disk_done(process, op),
+            Occurrence::Attach(process) => self.attach_step(process),
+            Occurrence::Deliver(conn, end) => self.deliver(conn, end),
+            Occurrence::Dial(process, peer) => self.dial_done(process, peer),
+            Occurrence::Closed(process, conn) => {
+                if let Some(process) = self.awake(process, || Occurrence::Closed(process, conn)) {
+                    let conn = replicator::core::api::ConnId(conn);
+                    self.feed(process.node, Event::Disconnected { conn });
+                }
+            }
+            Occurrence::Propose(from, based_on, change) => self.proposal(from, based_on, &change),
+            Occurrence::Record(node, record) => {
+                let process = self.node(node).process();
+                if self.node(node).is_running()
+                    && !self.store_cut[node.index()]
+                    && self
+                        .awake(process, || Occurrence::Record(node, record.clone()))
+                        .is_some()
+                {
+                    self.feed(node, Event::Record(*record));
+                }
+            }
+            Occurrence::Refused(process, based_on, refusal) => {
+                if self
+                    .awake(process, || {
+                        Occurrence::Refused(process, based_on, refusal.clone())
+                    })
+                    .is_some()
+                {
+                    let refusal = *refusal;
+                    self.feed(process.node, Event::Refused { based_on, refusal });
+                }
+            }
+            Occurrence::Declare(member) => {
+                if self.store.up {
+                    self.store.declare(member);
+                }
+            }
+            Occurrence::StoreTick => self.store_tick(),
+            Occurrence::Client(client) => self.client_step(client),
+            Occurrence::Arrive(id) => self.request_arrives(id),
+            Occurrence::Operator => self.operator_tick(),
+            Occurrence::Fault => self.fault(),
+            Occurrence::Repair(repair) => self.repair(repair),
+            Occurrence::Audit => self.audit(),
+        }
+    }
+
+    /// The process, if that run of it is alive and not stopped; a stopped one gets it later.
+    pub(crate) fn awake(
+        &mut self,
+        process: Process,
+        again: impl FnOnce() -> Occurrence,
+    ) -> Option<Process> {
+        let node = self.node(process.node);
+        if node.run != process.run || !node.is_running() {
+            return None;
+        }
+        let until = node.paused_until;
+        if until > self.now {
+            self.at(until, again());
+            return None;
+        }
+        Some(process)
+    }
+
+    fn audit(&mut self) {
+        let record = self.store.record().clone();
+        let result = crate::rules::differences_are_known(&record, &self.nodes);
+        self.expect(result);
+        if !self.operator.at_rest {
+            let us = self.rng.between(10_000, 60_000);
+            self.after_us(us, Occurrence::Audit);
+        }
+    }
+
+    // --- processes ---
+
+    /// Starts the node's process, if the machine is on and it does not run.
+    pub fn start_process(&mut self, id: NodeId) {
+        if !matches!(self.node(id).state, State::Down) {
+            return;
+        }
+        self.runs += 1;
+        let run = self.runs;
+        let mut rng = self.rng.fork();
+        let expected = Expected {
+            cluster: self.cluster,
+            resource: self.store.record().resource,
+            node: id,
+            boot: self.node(id).boot,
+            settings: self.config.settings,
+        };
+        let factory = Rc::clone(&self.factory);
+        let now = self.now;
+        let node = self.node_mut(id);
+        node.run = run;
+        node.settle(&mut rng);
+        let volumes: Vec<&Volume> = node.volumes.iter().collect();
+        let attached = match factory.attach(&volumes, &expected, now) {
+            Ok(attached) => attached,
+            Err(lost) => {
+                self.identity_lost(id, &lost);
+                return;
+            }
+        };
+        let member = attached.member();
+        let node = self.node_mut(id);
+        if member.disk != node.disk {
+            let what = format!("node {id} attached {member:?}, its disk is {:?}", node.disk);
+            self.broken(Rule::Intact, what);
+            return;
+        }
+        if node.lost.is_some_and(|lost| member.incarnation <= lost)
+            || member.incarnation < node.incarnation
+        {
+            let what = format!(
+                "node {id} attached {:?} after its caches were lost at {:?} (last was {:?})",
+                member.incarnation, node.lost, node.incarnation
+            );
+            self.broken(Rule::Eligible, what);
+            return;
+        }
+        node.state = State::Attaching {
+            left: attached.writes().into(),
+            attached,
+        };
+        self.say(|| format!("{id:?} attaches as {member:?}"));
+        let us = self.rng.between(200, 2000);
+        self.after_us(us, Occurrence::Attach(Process { node: id, run }));
+    }
+
+    fn attach_step(&mut self, process: Process) {
+        let now = self.now;
+        let node = self.node_mut(process.node);
+        if node.run != process.run {
+            return;
+        }
+        let State::Attaching { left, .. } = &mut node.state else {
+            return;
+        };
+        if let Some((volume, offset, data)) = left.pop_front() {
+            if let Some(store) = node.volumes.get_mut(volume.index()) {
+                store.meta.write(offset, &data);
+            }
+            let us = self.rng.between(100, 600);
+            self.after_us(us, Occurrence::Attach(process));
+            return;
+        }
+        let State::Attaching { attached, .. } = std::mem::replace(&mut node.state, State::Running)
+        else {
+            return;
+        };
+        let member = attached.member();
+        let core = attached.start(now);
+        node.incarnation = member.incarnation;
+        node.meta_damage = 0;
+        node.core = Some(core);
+        node.clean = false;
+        self.say(|| format!("{:?} runs", process.node));
+        self.rearm(process.node);
+        let us = self.rng.between(100, 5000);
+        self.after_us(us, Occurrence::Declare(member));
+        let record = Box::new(self.store.record().clone());
+        self.after_us(us + 200, Occurrence::Record(process.node, record));
+    }
+
+    /// The node's process dies.
+    pub fn kill_process(&mut self, id: NodeId) {
+        if matches!(self.node(id).state, State::Off | State::Down) {
+            return;
+        }
+        self.say(|| format!("{id:?} process dies"));
+        let process = self.node(id).process();
+        let mut rng = self.rng.fork();
+        self.node_mut(id).kill(&mut rng);
+        self.clients.forget(process);
+        self.operator.forget(process);
+        self.end_conns(process, true);
+    }
+
+    /// The node's machine loses its power.
+    pub fn power_off(&mut self, id: NodeId, loss: crate::disk::Loss) {
+        if !self.node(id).is_on() {
+            return;
+        }
+        self.say(|| format!("{id:?} loses power ({loss:?})"));
+        let process = self.node(id).process();
+        let mut rng = self.rng.fork();
+        self.node_mut(id).power_off(loss, &mut rng);
+        self.clients.forget(process);
+        self.operator.forget(process);
+        self.end_conns(process, false);
+    }
+
+    /// The node's machine comes back, with its process.
+    pub fn power_on(&mut self, id: NodeId) {
+        if self.node(id).is_on() {
+            return;
+        }
+        self.say(|| format!("{id:?} boots"));
+        let boot = self.rng.id();
+        let node = self.node_mut(id);
+        node.boot = boot;
+        node.state = State::Down;
+        self.start_process(id);
+    }
+
+    fn end_conns(&mut self, process: Process, told: bool) {
+        let ends: Vec<(u64, End)> = self
+            .net
+            .conns()
+            .filter_map(|(id, conn)| Some((id, conn.end_of(process)?)))
+            .collect();
+        for (id, end) in ends {
+            let due = self.net.end(id, end, told, self.now, &mut self.rng);
+            self.due(due);
+        }
+    }
+
+    /// Puts another, empty disk into a machine that is not running.
+    pub fn replace_disk(&mut self, id: NodeId) {
+        self.kill_process(id);
+        if !self.node(id).is_on() {
+            return;
+        }
+        let disk = DiskId(self.rng.id());
+        self.say(|| format!("{id:?} gets another disk {disk:?}"));
+        let record = self.store.record();
+        let new = NewReplica {
+            cluster: self.cluster,
+            resource: record.resource,
+            node: id,
+            disk,
+            sizes: record.sizes.clone(),
+            replicas: record.replicas,
+            al_extents: self.config.al_extents,
+            boot: self.node(id).boot,
+            pristine: false,
+        };
+        let writes = self.factory.create(&new);
+        let node = self.node_mut(id);
+        node.replace_disk(disk, &new.sizes);
+        for (volume, offset, data) in writes {
+            if let Some(store) = node.volumes.get_mut(volume.index()) {
+                store.meta.write(offset, &data);
+            }
+        }
+    }
+
+    // --- the core's surroundings ---
+
+    fn timer(&mut self, process: Process) {
+        let node = self.node_mut(process.node);
+        if node.run == process.run {
+            node.armed = None;
+        }
+        let Some(process) = self.awake(process, || Occurrence::Timer(process)) else {
+            return;
+        };
+        let now = self.now;
+        let node = self.node_mut(process.node);
+        let due = node
+            .core
+            .as_ref()
+            .and_then(|c| c.poll_timeout())
+            .is_some_and(|at| at <= now);
+        if due {
+            node.spins = if node.spins.0 == now {
+                (now, node.spins.1 + 1)
+            } else {
+                (now, 0)
+            };
+            if node.spins.1 > 1000 {
+                let what = format!("node {} has a time-out that does not pass", process.node);
+                self.broken(Rule::Bounded, what);
+                return;
+            }
+            self.feed_timeout(process.node);
+        } else {
+            self.rearm(process.node);
+        }
+    }
+
+    pub(crate) fn rearm(&mut self, id: NodeId) {
+        let now = self.now;
+        let node = self.node_mut(id);
+        let Some(at) = node.core.as_ref().and_then(|c| c.poll_timeout()) else {
+            return;
+        };
+        let at = at.max(now);
+        if node.armed.is_none_or(|armed| at < armed) {
+            node.armed = Some(at);
+            let process = node.process();
+            self.at(at, Occurrence::Timer(process));
+        }
+    }
+
+    fn disk_done(&mut self, process: Process, op: u64) {
+        let node = self.node_mut(process.node);
+        if node.run == process.run && node.health.stuck && node.ops.contains_key(&op) {
+            node.stuck.push(op);
+            return;
+        }
+        if self
+            .awake(process, || Occurrence::Disk(process, op))
+            .is_none()
+        {
+            return;
+        }
+        let mut rng = self.rng.fork();
+        let op = replicator::core::api::OpId(op);
+        if let Some(event) = self.node_mut(process.node).complete(op, &mut rng) {
+            self.feed(process.node, event);
+        }
+    }
+
+    /// How long a disk operation takes here, in µs.
+    pub(crate) fn disk_us(&mut self, id: NodeId, kind: &OpKind) -> u64 {
+        let slower = self.node(id).health.slower.max(1);
+        self.rng.between(20, 150) * kind.weight() * slower
+    }
+
+    fn deliver(&mut self, conn: u64, end: End) {
+        let Some(process) = self.net.conn(conn).map(|c| c.process(end)) else {
+            return;
+        };
+        let node = self.node(process.node);
+        if node.run == process.run && node.is_running() && node.paused_until > self.now {
+            let until = node.paused_until;
+            self.at(until, Occurrence::Deliver(conn, end));
+            return;
+        }
+        let Some(item) = self.net.deliver(conn, end) else {
+            return;
+        };
+        let node = self.node(process.node);
+        if node.run != process.run || !node.is_running() {
+            return;
+        }
+        let id = replicator::core::api::ConnId(conn);
+        let event = match item {
+            crate::net::Item::Fin => Event::Disconnected { conn: id },
+            crate::net::Item::Frame(generation, message) => {
+                if let Message::Hello { record, .. } = &*message
+                    && let Some(conn) = self.net.conn_mut(conn)
+                {
+                    conn.epoch = record.epoch;
+                }
+                Event::Message {
+                    conn: id,
+                    generation,
+                    message: *message,
+                }
+            }
+        };
+        self.feed(process.node, event);
+    }
+
+    fn dial_done(&mut self, process: Process, peer: NodeId) {
+        if self
+            .awake(process, || Occurrence::Dial(process, peer))
+            .is_none()
+        {
+            return;
+        }
+        let up = self.node(peer).is_running() && self.net.joined(process.node, peer);
+        let event = if up && !self.faults.dial_fails(&mut self.rng) {
+            let acceptor = self.node(peer).process();
+            let conn = replicator::core::api::ConnId(self.net.connect(process, acceptor));
+            Event::Dialed { peer, conn }
+        } else {
+            Event::DialFailed { peer }
+        };
+        self.feed(process.node, event);
+    }
+
+    // --- the store ---
+
+    fn store_tick(&mut self) {
+        if self.store.up {
+            for i in 0..self.nodes.len() {
+                let node = &self.nodes[i];
+                if !node.is_running() || self.store_cut[i] || self.rng.percent(20) {
+                    continue;
+                }
+                let member = Member {
+                    node: node.id,
+                    disk: node.disk,
+                    incarnation: node.incarnation,
+                };
+                let id = node.id;
+                self.store.declare(member);
+                let stale = self
+                    .node(id)
+                    .core
+                    .as_ref()
+                    .is_none_or(|c| c.generation() < self.store.record().generation);
+                if stale || self.rng.percent(10) {
+                    let record = Box::new(self.store.record().clone());
+                    let us = self.rng.between(100, 3000);
+                    self.after_us(us, Occurrence::Record(id, record));
+                }
+            }
+        }
+        self.after_us(100_000, Occurrence::StoreTick);
+    }
+
+    fn proposal(&mut self, from: Process, based_on: Generation, change: &Change) {
+        if !self.store.up || self.store_cut[from.node.index()] {
+            return;
+        }
+        let before = self.store.record().clone();
+        let delay = self.faults.store_us(&mut self.rng);
+        match self.store.propose(from, based_on, change) {
+            Ok(()) => {
+                self.say(|| format!("store  commits {change:?}: {:?}", self.store.record()));
+                self.committed(from, &before, change);
+                for i in 0..self.nodes.len() {
+                    let id = self.nodes[i].id;
+                    for _ in 0..self.faults.copies(&mut self.rng) {
+                        let record = Box::new(self.store.record().clone());
+                        let us = self.faults.store_us(&mut self.rng);
+                        self.after_us(us, Occurrence::Record(id, record));
+                    }
+                }
+            }
+            Err(refusal) => {
+                self.say(|| format!("store  refuses {change:?} of {from:?}: {refusal}"));
+                let refused = Occurrence::Refused(from, based_on, Box::new(refusal));
+                self.after_us(delay, refused);
+            }
+        }
+    }
+
+    fn committed(&mut self, from: Process, before: &Record, change: &Change) {
+        let after = self.store.record().clone();
+        match change {
+            Change::Promote { candidate, .. } => {
+                let node = candidate.node;
+                // A late proposal of a process that has died meanwhile: nobody will serve in that epoch.
+                if self.node(from.node).process() == from && self.node(from.node).is_running() {
+                    let result =
+                        crate::rules::promotion_was_allowed(before, &after, &self.nodes, node);
+                    self.expect(result);
+                }
+                if before.history != after.history {
+                    self.checker.new_history(false);
+                }
+            }
+            Change::Force { .. } => self.checker.new_history(true),
+            Change::Admit { member } => {
+                if !self.node(member.node).backs(member) {
+                    // The admit of a disk that lost its cache meanwhile: worthless, but nobody could know.
+                    self.say(|| format!("store  admitted {member:?}, which has lost its cache"));
+                }
+            }
+            Change::Demote { .. } | Change::Evict { .. } | Change::Resize { .. } => {}
+        }
+    }
+
+    /// A size of a volume, by the record.
+    #[must_use]
+    pub fn size_of(&self, volume: VolumeId) -> u64 {
+        self.record()
+            .sizes
+            .get(volume.index())
+            .copied()
+            .unwrap_or(0)
+    }
+}

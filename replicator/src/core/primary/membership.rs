@@ -325,7 +325,7 @@ impl<P: Payload> Primary<P> {
                 cx.step.emit(Action::Send { conn, message });
                 send_ranges(cx.step, conn, of, cx.local.bit_ranges(third));
             }
-            let window = peers::volume_ranges(cx.local, &cx.local.window().sets());
+            let window = peers::volume_ranges(cx.record, &cx.local.window().sets());
             if !window.is_empty() {
                 self.touch_peer(cx, node, &window);
             }

@@ -44,7 +44,7 @@ pub struct Faults {
     pub store_delay_us: u64,
     /// Percent of proposals that are delayed very long.
     pub store_late: u64,
-    /// Relative weights of [`Kind`]s.
+    /// Relative weights of `Kind`s.
     pub weights: Weights,
     /// A disk was made to fail at some time.
     pub disk_was_bad: bool,

@@ -323,6 +323,10 @@ impl Resources {
             .map(|(&id, replica)| {
                 let apart = match &replica.phase {
                     Phase::Attaching => Some(LocalResource::attaching()),
+                    // Not tried yet.
+                    Phase::Failed { problem, .. } if problem.is_empty() => {
+                        Some(LocalResource::attaching())
+                    }
                     Phase::Failed { problem, .. } => Some(LocalResource::detached(problem.clone())),
                     Phase::Attached { .. } => None,
                 };

@@ -197,7 +197,7 @@ pub(crate) fn describe(
         Notice::Suspended { waiting_for } => (
             "suspended",
             format!(
-                "writes wait for {}: no more members may be dropped",
+                "writes wait for {}",
                 waiting_for.iter().map(name).collect::<Vec<_>>().join(", ")
             ),
         ),

@@ -157,17 +157,6 @@ pub(crate) const fn replication_word(state: ReplicationState) -> &'static str {
     }
 }
 
-/// The other end's word for what this end does.
-fn mirrored(word: &str) -> &str {
-    match word {
-        "SyncSource" => "SyncTarget",
-        "SyncTarget" => "SyncSource",
-        "VerifyS" => "VerifyT",
-        "VerifyT" => "VerifyS",
-        same => same,
-    }
-}
-
 impl From<Progress> for ProgressView {
     fn from(progress: Progress) -> Self {
         Self {
@@ -325,7 +314,7 @@ fn merge_resource(
         let by_source = source.and_then(|(_, view)| view.peers.get(&node.get()));
         let replication_state = match (own, by_source) {
             // Both ends see a session: the primary's word, which names the work under way.
-            (_, Some(peer)) => mirrored(&peer.replication_state).to_owned(),
+            (_, Some(peer)) => peer.replication_state.clone(),
             (Some(own), None) => own.replication_state.clone(),
             (None, None) => "Off".to_owned(),
         };

@@ -125,7 +125,7 @@ fn view(resource: LocalResource) -> LocalView {
 fn resyncing() -> ClusterView {
     let mut primary = replica("Primary", "UpToDate", "SyncSource");
     primary.peers.insert(1, peer("UpToDate", "Established", 0));
-    let mut target = peer("Inconsistent", "SyncSource", 3 << 20);
+    let mut target = peer("Inconsistent", "SyncTarget", 3 << 20);
     target.progress = vec![Some(ProgressView {
         total_bytes: 12 << 20,
         left_bytes: 3 << 20,

@@ -209,7 +209,8 @@ impl<P: Payload> Primary<P> {
     /// Starts as many steps as may run.
     pub(super) fn copy_more(&mut self, cx: &mut Cx<'_, '_, P>) {
         let idle = self.copier.verify.is_none() && self.peers.values().all(|p| p.sync.is_none());
-        if idle || cx.local.failed() {
+        let stage = matches!(self.stage, Stage::Serving | Stage::Draining);
+        if idle || !stage || cx.local.failed() {
             return;
         }
         while self.copier.copies.len() < self.copier.depth

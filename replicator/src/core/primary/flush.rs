@@ -26,6 +26,9 @@ enum Here {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flushes {
     under_way: Option<Flush>,
+    /// Flushes that are done here and wait for a member whose word does not count yet. Its admit needs
+    /// a flush of its own, so they must not stand in the way of the next.
+    parked: Vec<Flush>,
     /// Clients' flushes for the next one.
     waiting: Vec<usize>,
     /// Somebody else wants one (window bound, admit, reconcile).
@@ -58,8 +61,14 @@ impl<P: Payload> Primary<P> {
 
     pub(super) fn start_flush(&mut self, cx: &mut Cx<'_, '_, P>) {
         let idle = self.flushes.waiting.is_empty() && !self.flushes.wanted;
-        if self.flushes.under_way.is_some() || idle || cx.local.failed() {
+        if idle || cx.local.failed() {
             return;
+        }
+        if let Some(flush) = &self.flushes.under_way {
+            if flush.here != Here::Done || !self.flushes.wanted || self.admitting.is_none() {
+                return;
+            }
+            self.flushes.parked.extend(self.flushes.under_way.take());
         }
         let seq = self.take_seq();
         self.flushes.wanted = false;
@@ -99,8 +108,11 @@ impl<P: Payload> Primary<P> {
             self.flushes.own_stable = seq;
         } else if cx.other_members().is_empty() {
             // The last member answers the error; the disk stays Failed.
-            let requests = std::mem::take(&mut flush.requests);
+            let mut requests = std::mem::take(&mut flush.requests);
             self.flushes.under_way = None;
+            for parked in std::mem::take(&mut self.flushes.parked) {
+                requests.extend(parked.requests);
+            }
             for key in requests {
                 self.reply(cx, key, Err(ClientError::Io));
             }
@@ -145,8 +157,11 @@ impl<P: Payload> Primary<P> {
             && self.stable_on_required(seq)
             && let Some(flush) = self.flushes.under_way.take()
         {
-            for key in flush.requests {
-                self.reply(cx, key, Ok(None));
+            let parked = std::mem::take(&mut self.flushes.parked);
+            for flush in parked.into_iter().chain([flush]) {
+                for key in flush.requests {
+                    self.reply(cx, key, Ok(None));
+                }
             }
             let since = self.flushes.release.map_or(cx.now(), |(_, since)| since);
             self.flushes.release = Some((seq, since));

@@ -222,14 +222,16 @@ impl<P: Payload> Primary<P> {
         if self.stage != Stage::Serving {
             return;
         }
-        let ready = self.peers.values().find(|peer| {
+        let ready = self.peers.values().filter(|peer| {
             peer.is_live()
                 && !self.invalidate_commands.contains_key(&peer.node)
                 && peer.sync.as_ref().is_some_and(|sync| {
                     !sync.reconciling && sync.left_bytes() <= self.settings.admit_below_bytes
                 })
         });
-        let Some(member) = ready.and_then(|p| p.identity) else {
+        // A member whose new incarnation is to be renewed first: writes wait for it.
+        let first = ready.min_by_key(|peer| cx.record.member(peer.node).is_none());
+        let Some(member) = first.and_then(|p| p.identity) else {
             return;
         };
         // Every write under way is on its way to it, so that none is answered without it.
@@ -323,7 +325,7 @@ impl<P: Payload> Primary<P> {
                 cx.step.emit(Action::Send { conn, message });
                 send_ranges(cx.step, conn, of, cx.local.bit_ranges(third));
             }
-            let window = peers::volume_ranges(cx.local, &cx.local.window().sets());
+            let window = peers::volume_ranges(cx.record, &cx.local.window().sets());
             if !window.is_empty() {
                 self.touch_peer(cx, node, &window);
             }

@@ -774,9 +774,7 @@ impl<P: Payload> Primary<P> {
     /// Looks at the whole state and does what it calls for.
     pub(crate) fn maintain(&mut self, cx: &mut Cx<'_, '_, P>) {
         self.check_flush(cx);
-        if self.stage == Stage::Serving || self.stage == Stage::Draining {
-            self.copy_more(cx);
-        }
+        self.copy_more(cx);
         if !std::mem::take(&mut self.changed) {
             return;
         }

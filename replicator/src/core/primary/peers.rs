@@ -603,7 +603,7 @@ impl<P: Payload> Primary<P> {
         }
         self.stage = Stage::Serving;
         cx.step.notice(Notice::Serving);
-        let ranges = volume_ranges(cx.local, &union);
+        let ranges = volume_ranges(cx.record, &union);
         if ranges.is_empty() || mutated(Mutation::NoReconcile) {
             return;
         }
@@ -642,7 +642,7 @@ impl<P: Payload> Primary<P> {
     /// The member takes what is not reconciled into its window, whether or not its bytes differ, so
     /// that it marks absent replicas when that leaves.
     fn touch_unreconciled(&mut self, cx: &mut Cx<'_, '_, P>, node: NodeId) {
-        let ranges = volume_ranges(cx.local, &self.unreconciled);
+        let ranges = volume_ranges(cx.record, &self.unreconciled);
         self.touch_peer(cx, node, &ranges);
     }
 
@@ -726,10 +726,15 @@ pub(super) fn all_blocks(record: &Record) -> Vec<BlockSet> {
         .collect()
 }
 
-pub(super) fn volume_ranges<P: Payload>(local: &Local<P>, sets: &[BlockSet]) -> Vec<VolumeRange> {
-    local
-        .volume_ids()
-        .zip(sets)
-        .flat_map(|(volume, set)| set.ranges().map(move |range| VolumeRange { volume, range }))
+/// The sets' runs as ranges within the volumes (the last block of a volume may be short).
+pub(super) fn volume_ranges(record: &Record, sets: &[BlockSet]) -> Vec<VolumeRange> {
+    let volumes = (0..).map(VolumeId).zip(&record.sizes).zip(sets);
+    volumes
+        .flat_map(|((volume, size), set)| {
+            let whole = ByteRange::between(0, *size);
+            set.ranges()
+                .filter_map(move |run| run.intersection(whole))
+                .map(move |range| VolumeRange { volume, range })
+        })
         .collect()
 }

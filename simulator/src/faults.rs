@@ -288,6 +288,9 @@ impl World {
         let Some(kind) = self.faults.choose(&mut rng) else {
             return;
         };
+        if self.nodes.iter().any(|n| n.unnoted) {
+            return;
+        }
         self.faults.left -= 1;
         let node = if rng.percent(60) {
             near
@@ -364,7 +367,9 @@ impl World {
                 self.after_us(us, Occurrence::Repair(Repair::Disk(node)));
             }
             Kind::Errors => {
-                if !self.can_lose(node) {
+                // A device that can't even take down that it has failed is gone, not repaired.
+                if !self.can_lose(node) || self.node(node).health != crate::disk::Health::default()
+                {
                     return;
                 }
                 self.faults.disk_was_bad = true;
@@ -471,7 +476,9 @@ impl World {
                     let us = self.rng.between(10, 500);
                     self.after_us(us, Occurrence::Disk(process, op));
                 }
-                if self.node(node).disk_failed {
+                if self.node(node).unnoted {
+                    self.after_us(1000, Occurrence::Repair(repair));
+                } else if self.node(node).disk_failed {
                     self.kill_process(node);
                     self.start_process(node);
                 }

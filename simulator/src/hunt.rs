@@ -70,11 +70,7 @@ pub fn guarded<T>(
 ///
 /// # Errors
 /// The first broken rule.
-pub fn run_one(
-    seed: u64,
-    mutation: Option<Mutation>,
-    trace: bool,
-) -> Result<Outcome, Violation> {
+pub fn run_one(seed: u64, mutation: Option<Mutation>, trace: bool) -> Result<Outcome, Violation> {
     let factory: Rc<dyn Factory> = Rc::new(Production);
     guarded(mutation, || run_seed(seed, factory, trace))
 }

@@ -264,7 +264,11 @@ pub fn promotion_was_allowed(
     // A disk that failed for lack of space has lost nothing, but its replica can't know that and has
     // declared a newer incarnation all the same.
     let valid: Vec<NodeId> = valid_members(before, nodes)
-        .filter(|n| before.member(n.id).is_some_and(|m| n.incarnation <= m.incarnation))
+        .filter(|n| {
+            before
+                .member(n.id)
+                .is_some_and(|m| n.incarnation <= m.incarnation)
+        })
         .map(|n| n.id)
         .collect();
     if new_history && !valid.is_empty() {

@@ -377,12 +377,13 @@ impl<P: Payload> Resource<P> {
                             step.emit(Action::Close { conn });
                             return;
                         }
-                        let (replicas, admitted) =
-                            self.record.as_ref().map_or((NodeSet::EMPTY, false), |r| {
-                                (r.replicas, r.member(me.node) == Some(&me))
+                        let (replicas, members) =
+                            self.record.as_ref().map_or((NodeSet::EMPTY, None), |r| {
+                                let member = r.member(me.node) == Some(&me);
+                                (r.replicas, member.then(|| r.members()))
                             });
                         let local = &mut self.local;
-                        secondary.message(step, local, conn, message, replicas, admitted);
+                        secondary.message(step, local, conn, message, replicas, members);
                     }
                     Role::Primary(primary) => {
                         if let Some(record) = &self.record {

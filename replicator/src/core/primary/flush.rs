@@ -179,8 +179,13 @@ impl<P: Payload> Primary<P> {
         let Some((upto, since)) = self.flushes.release else {
             return;
         };
-        // *required* may have grown since the flush was complete.
-        if !self.stable_on_required(upto) {
+        // *required* may have grown since the flush was complete. A member whose new incarnation is
+        // not admitted yet keeps everything in the windows.
+        let renewing = cx.record.in_sync.iter().any(|member| {
+            let peer = self.peers.get(&member.node);
+            peer.is_some_and(|p| p.identity.as_ref() != Some(member))
+        });
+        if renewing || !self.stable_on_required(upto) {
             return;
         }
         let lag = cx.now().ms_since(since) < RELEASE_LAG_MS;
@@ -193,13 +198,15 @@ impl<P: Payload> Primary<P> {
         for peer in self.peers.values() {
             // A replica that joined later was not sent what came before: stable says nothing of it.
             let sent_all = peer.is_live() && peer.sent_from.0 <= released.0 + 1;
-            if peer.stable >= upto && (sent_all || self.required.contains(peer.node)) {
+            // A member has it from its admit; one on its way in may still lack it.
+            let member = cx.record.member(peer.node) == peer.identity.as_ref();
+            if peer.stable >= upto && (sent_all || member && peer.identity.is_some()) {
                 stable_on.insert(peer.node);
             }
         }
         rule!(
-            "7: a release notice names every required replica",
-            self.required.is_subset_of(stable_on)
+            "7: a release notice names every member",
+            cx.record.members().is_subset_of(stable_on)
         );
         let settled = !self.reconciling && upto >= self.settled_after;
         let replicas = cx.record.replicas;
@@ -208,7 +215,8 @@ impl<P: Payload> Primary<P> {
         } else {
             stable_on
         };
-        cx.local.release(cx.step, upto, settled, named, replicas);
+        let old = settled.then(|| cx.record.members());
+        cx.local.release(cx.step, upto, old, named, replicas);
         for peer in self.peers.values_mut() {
             let member = cx.record.member(peer.node) == peer.identity.as_ref();
             let old = settled && member && peer.sync.is_none() && upto >= peer.old_after;

@@ -596,6 +596,8 @@ impl<P: Payload> Primary<P> {
         };
         self.unlock(cx, at.volume, Key::Client(key));
         match done {
+            // A failed disk may have dropped what it held: nothing it says is answered any more.
+            _ if cx.local.failed() => self.reply(cx, key, Err(ClientError::Io)),
             Done::Data(data) => self.reply(cx, key, Ok(Some(data))),
             _ => self.start_repair(cx, at, Some(key)),
         }

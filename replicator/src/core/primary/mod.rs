@@ -802,6 +802,10 @@ impl<P: Payload> Primary<P> {
 
     /// Says whom requests wait for, when that changes.
     fn check_waiting(&mut self, cx: &mut Cx<'_, '_, P>) {
+        if matches!(self.stage, Stage::Promising | Stage::Gathering) {
+            // Sessions are being opened; `status` says so by the role.
+            return;
+        }
         let live: NodeSet = self
             .peers
             .values()

@@ -44,7 +44,9 @@ pub struct Faults {
     pub store_delay_us: u64,
     /// Percent of proposals that are delayed very long.
     pub store_late: u64,
-    /// Relative weights of `Kind`s.
+    /// Disk requests that take much longer than the others under way, in parts of 10 000.
+    pub laggards: u64,
+    /// Relative weights of [`Kind`]s.
     pub weights: Weights,
     /// A disk was made to fail at some time.
     pub disk_was_bad: bool,
@@ -128,6 +130,7 @@ impl Faults {
             store_loss: 0,
             store_delay_us: 1000,
             store_late: 0,
+            laggards: 0,
             weights: Weights::default(),
             disk_was_bad: false,
         }
@@ -155,6 +158,7 @@ impl Faults {
             store_loss: [0, 5, 30][rng.index(3)],
             store_delay_us: [500, 3000, 40_000][rng.index(3)],
             store_late: [0, 10, 30][rng.index(3)],
+            laggards: [0, 0, 10, 100][rng.index(4)],
             weights,
             disk_was_bad: false,
         }
@@ -166,6 +170,16 @@ impl Faults {
         self.store_loss = 0;
         self.store_delay_us = 1000;
         self.store_late = 0;
+        self.laggards = 0;
+    }
+
+    /// How much longer than usual a disk request takes, in µs.
+    pub(crate) fn lag_us(&self, rng: &mut Rng) -> u64 {
+        if self.active && rng.per_10k(self.laggards) {
+            rng.between(5_000, 200_000)
+        } else {
+            0
+        }
     }
 
     pub(crate) fn dial_fails(&self, rng: &mut Rng) -> bool {
@@ -274,6 +288,9 @@ impl World {
         let Some(kind) = self.faults.choose(&mut rng) else {
             return;
         };
+        if self.nodes.iter().any(|n| n.unnoted) {
+            return;
+        }
         self.faults.left -= 1;
         let node = if rng.percent(60) {
             near
@@ -350,7 +367,9 @@ impl World {
                 self.after_us(us, Occurrence::Repair(Repair::Disk(node)));
             }
             Kind::Errors => {
-                if !self.can_lose(node) {
+                // A device that can't even take down that it has failed is gone, not repaired.
+                if !self.can_lose(node) || self.node(node).health != crate::disk::Health::default()
+                {
                     return;
                 }
                 self.faults.disk_was_bad = true;
@@ -457,7 +476,9 @@ impl World {
                     let us = self.rng.between(10, 500);
                     self.after_us(us, Occurrence::Disk(process, op));
                 }
-                if self.node(node).disk_failed {
+                if self.node(node).unnoted {
+                    self.after_us(1000, Occurrence::Repair(repair));
+                } else if self.node(node).disk_failed {
                     self.kill_process(node);
                     self.start_process(node);
                 }

@@ -1,12 +1,10 @@
 //! The simulator's command line: runs seeds, or one seed again with a trace.
 
 use clap::Parser;
-use simulator::production::Production;
-use simulator::rules::Violation;
-use simulator::run::{Outcome, run_seed};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use replicator::core::mutation::Mutation;
+use simulator::hunt::{by_name, hunt, run_one};
+use simulator::run::Outcome;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -26,6 +24,9 @@ struct Arguments {
     /// Switch on a deliberate fault of the core (needs the feature `mutations`).
     #[arg(long)]
     mutation: Option<String>,
+    /// For every deliberate fault, look for a seed that notices it.
+    #[arg(long)]
+    mutations: bool,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -45,95 +46,76 @@ fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
     Ok((number(first)?, number(last)?))
 }
 
-/// Runs a seed; a panic of the core counts as a broken rule.
-fn run(seed: u64, trace: bool, mutation: Option<&str>) -> Result<Outcome, String> {
-    activate(mutation);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        run_seed(seed, Rc::new(Production), trace)
-    }));
-    match result {
-        Ok(outcome) => outcome.map_err(|violation: Violation| violation.to_string()),
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-                .unwrap_or_default();
-            Err(format!("rule Assertion: {text}"))
+/// Every fault of the core with the first seed that notices it.
+fn hunt_all(seeds: (u64, u64), threads: usize) -> bool {
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = 0;
+    for mutation in Mutation::ALL.iter().copied() {
+        let started = Instant::now();
+        let caught = hunt(mutation, seeds.0..seeds.1, threads);
+        let seconds = started.elapsed().as_secs_f64();
+        match caught {
+            Some(c) => println!(
+                "{mutation:?}: seed {} after {} seeds, {seconds:.1} s: {}",
+                c.seed, c.seeds, c.violation
+            ),
+            None => {
+                missed += 1;
+                println!("{mutation:?}: NOT NOTICED, {seconds:.1} s");
+            }
         }
     }
-}
-
-#[cfg(feature = "mutations")]
-fn activate(mutation: Option<&str>) {
-    use replicator::core::mutation::{Mutation, activate};
-    let found = mutation.and_then(|name| {
-        Mutation::ALL
-            .iter()
-            .copied()
-            .find(|m| format!("{m:?}").eq_ignore_ascii_case(name))
-    });
-    activate(found);
-}
-
-#[cfg(not(feature = "mutations"))]
-fn activate(_: Option<&str>) {}
-
-fn known_mutation(name: &str) -> bool {
-    cfg!(feature = "mutations")
-        && replicator::core::mutation::Mutation::ALL
-            .iter()
-            .any(|m| format!("{m:?}").eq_ignore_ascii_case(name))
+    missed == 0
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(name) = &arguments.mutation
-        && !known_mutation(name)
-    {
-        eprintln!(
-            "there is no mutation '{name}' in this build; build with --features mutations, and take one of:"
-        );
-        for mutation in replicator::core::mutation::Mutation::ALL {
+    let mutation = arguments.mutation.as_deref().map(by_name);
+    let wants = arguments.mutations || mutation.is_some();
+    if mutation == Some(None) || wants && !cfg!(feature = "mutations") {
+        eprintln!("no such fault in this build; build with --features mutations, and take one of:");
+        for mutation in Mutation::ALL {
             eprintln!("  {mutation:?}");
         }
         return ExitCode::from(2);
     }
-    let mutation = arguments.mutation.as_deref();
+    let mutation = mutation.flatten();
+    if arguments.mutations {
+        return if hunt_all(arguments.seeds, arguments.threads) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
     if let Some(seed) = arguments.seed {
-        return match run(seed, arguments.trace, mutation) {
+        return match run_one(seed, mutation, arguments.trace) {
             Ok(outcome) => {
                 println!("seed {seed}: {outcome:?}");
                 ExitCode::SUCCESS
             }
             Err(what) => {
-                report(seed, &what, mutation);
+                report(seed, &what.to_string(), mutation);
                 ExitCode::FAILURE
             }
         };
     }
-    if run_many(&arguments) {
+    if run_many(&arguments, mutation) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
 }
 
-fn report(seed: u64, what: &str, mutation: Option<&str>) {
+fn report(seed: u64, what: &str, mutation: Option<Mutation>) {
     println!("seed {seed} FAILED: {what}");
     let features = mutation.map_or("", |_| " --features mutations");
-    let mutation = mutation.map_or_else(String::new, |m| format!(" --mutation {m}"));
-    let profile = if cfg!(debug_assertions) {
-        ""
-    } else {
-        " --release"
-    };
+    let mutation = mutation.map_or_else(String::new, |m| format!(" --mutation {m:?}"));
     println!(
-        "  replay: cargo run{profile} -p simulator{features} -- --seed {seed} --trace{mutation}"
+        "  replay: cargo run --profile sim -p simulator{features} -- --seed {seed} --trace{mutation}"
     );
 }
 
-fn run_many(arguments: &Arguments) -> bool {
+fn run_many(arguments: &Arguments, mutation: Option<Mutation>) -> bool {
     let (first, last) = arguments.seeds;
     let next = AtomicU64::new(first);
     let failed = AtomicBool::new(false);
@@ -149,7 +131,7 @@ fn run_many(arguments: &Arguments) -> bool {
                     if seed >= last || (failed.load(Ordering::Relaxed) && !arguments.keep_going) {
                         return;
                     }
-                    let result = run(seed, false, arguments.mutation.as_deref());
+                    let result = run_one(seed, mutation, false);
                     let Ok(mut totals) = totals.lock() else {
                         return;
                     };
@@ -163,7 +145,7 @@ fn run_many(arguments: &Arguments) -> bool {
                         }
                         Err(what) => {
                             failed.store(true, Ordering::Relaxed);
-                            report(seed, &what, arguments.mutation.as_deref());
+                            report(seed, &what.to_string(), mutation);
                         }
                     }
                 }

@@ -13,6 +13,8 @@ use vocabulary::{
     BLOCK_BYTES, ByteRange, DiskId, Epoch, Incarnation, Member, NodeId, Time, VolumeId,
 };
 
+/// Where the two copies of the superblock lie in a metadata area of its own.
+const SUPERBLOCKS: [u64; 2] = [0, 64 << 10];
 /// EIO.
 const EIO: i32 = 5;
 
@@ -136,6 +138,9 @@ pub struct Node {
     pub demoting: Option<Epoch>,
     /// The process has reported a failed disk.
     pub disk_failed: bool,
+    /// A flush failed and no superblock was written since: what the disk lost is known to this
+    /// process only, and no rule can save what a second fault at this moment would cost.
+    pub unnoted: bool,
     /// Blocks of metadata that were damaged, or may have been torn, since the last attach: one may
     /// cost nothing (RULES 11).
     pub meta_damage: u32,
@@ -176,6 +181,7 @@ impl Node {
             serving: None,
             demoting: None,
             disk_failed: false,
+            unnoted: false,
             meta_damage: 0,
             paused_until: Time(0),
             armed: None,
@@ -293,6 +299,7 @@ impl Node {
                     store.data.flush_failed(rng);
                     // What it had said it holds may be gone, as after a power loss.
                     self.lost = Some(self.incarnation);
+                    self.unnoted = !self.disk_failed;
                     Err(failed)
                 } else {
                     store.data.flush_done(mark);
@@ -306,6 +313,7 @@ impl Node {
                     Err(failed)
                 } else {
                     store.meta.write(offset, &data);
+                    self.unnoted &= !SUPERBLOCKS.contains(&offset);
                     Ok(())
                 },
             },
@@ -375,7 +383,17 @@ impl Node {
         }
         let mut flights: Vec<InFlight> = std::mem::take(&mut self.ops).into_values().collect();
         rng.shuffle(&mut flights);
+        let just_lost = self.lost == Some(self.incarnation);
         for flight in flights {
+            // A process that dies between the failure of a flush and the note of it in the superblock
+            // leaves a disk that nobody can know to have lost something: the kernel reports such an
+            // error once. That note is taken to arrive.
+            if let (OpKind::Meta(offset, data), true) = (&flight.kind, just_lost)
+                && let Some(store) = self.volumes.get_mut(flight.volume.index())
+            {
+                store.meta.write(*offset, data);
+                continue;
+            }
             if matches!(flight.kind, OpKind::Meta(..)) {
                 self.meta_damage += 1;
             }
@@ -391,6 +409,7 @@ impl Node {
         self.serving = None;
         self.demoting = None;
         self.disk_failed = false;
+        self.unnoted = false;
         self.armed = None;
         self.paused_until = Time(0);
     }

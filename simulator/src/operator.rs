@@ -318,7 +318,7 @@ impl World {
     fn restore_disks(&mut self) {
         for at in 0..self.nodes.len() {
             let id = self.nodes[at].id;
-            if self.nodes[at].disk_failed {
+            if self.nodes[at].disk_failed && !self.nodes[at].unnoted {
                 self.kill_process(id);
             }
             self.power_on(id);

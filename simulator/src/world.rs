@@ -704,7 +704,8 @@ impl World {
     /// How long a disk operation takes here, in µs.
     pub(crate) fn disk_us(&mut self, id: NodeId, kind: &OpKind) -> u64 {
         let slower = self.node(id).health.slower.max(1);
-        self.rng.between(20, 150) * kind.weight() * slower
+        let lag = self.faults.lag_us(&mut self.rng);
+        self.rng.between(20, 150) * kind.weight() * slower + lag
     }
 
     fn deliver(&mut self, conn: u64, end: End) {

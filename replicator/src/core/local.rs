@@ -373,12 +373,13 @@ impl<P: Payload> Local<P> {
     }
 
     /// What is stable on all of *required* leaves the window and is marked for every replica that is
-    /// not named.
+    /// not named. With `old`, what was left of earlier sessions leaves too; of that only members are
+    /// known to have everything.
     pub(crate) fn release(
         &mut self,
         step: &mut Step<'_, P>,
         upto: Seq,
-        old: bool,
+        old: Option<NodeSet>,
         named: NodeSet,
         replicas: NodeSet,
     ) {
@@ -394,7 +395,12 @@ impl<P: Payload> Local<P> {
                 volume.unpin(extent, step.now);
             }
         }
-        if old && self.window.has_old() {
+        if let Some(members) = old
+            && self.window.has_old()
+        {
+            let unnamed = unnamed
+                .union(replicas.difference(members))
+                .without(self.identity.node);
             for id in self.volume_ids() {
                 let set = std::mem::take(&mut self.window.old[id.index()]);
                 for range in set.ranges() {

@@ -69,7 +69,7 @@ struct Session {
     flushes: VecDeque<Seq>,
     flushing: Option<Seq>,
     /// Release notices whose writes are still on their way to the disk here.
-    releases: VecDeque<(Seq, bool, NodeSet, NodeSet)>,
+    releases: VecDeque<(Seq, Option<NodeSet>, NodeSet, NodeSet)>,
     acks: Vec<Seq>,
     heard: Time,
     /// A resync is under way, by the number of copies seen lately (status only).
@@ -319,6 +319,7 @@ impl<P: Payload> Secondary<P> {
     }
 
     /// A message of the present session (but Hello and Record, which the resource takes itself).
+    /// `members`: the in-sync set, where this replica is in it.
     pub(crate) fn message(
         &mut self,
         step: &mut Step<'_, P>,
@@ -326,7 +327,7 @@ impl<P: Payload> Secondary<P> {
         conn: ConnId,
         message: Message<P>,
         replicas: NodeSet,
-        admitted: bool,
+        members: Option<NodeSet>,
     ) {
         let Some(session) = self.session.as_mut().filter(|s| s.conn == conn) else {
             return;
@@ -391,7 +392,7 @@ impl<P: Payload> Secondary<P> {
                 };
                 session
                     .releases
-                    .push_back((upto, old && admitted, named, replicas));
+                    .push_back((upto, members.filter(|_| old), named, replicas));
                 self.take_releases(step, local);
             }
             Message::HashRequest { id, at } => {
@@ -681,8 +682,8 @@ impl<P: Payload> Secondary<P> {
         self.granted = granted;
     }
 
-    /// At the end of a step: acknowledgements leave together.
-    pub(crate) fn end_step(&mut self, step: &mut Step<'_, P>) {
+    /// Acknowledgements leave together.
+    pub(crate) fn end_turn(&mut self, step: &mut Step<'_, P>) {
         if let Some(session) = &mut self.session {
             flush_acks(step, session);
         }

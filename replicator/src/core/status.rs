@@ -32,7 +32,8 @@ pub enum DiskState {
     UpToDate,
 }
 
-/// What a session with a replica does.
+/// What a replica does in its session: of this node for [`Status::replication`], of the peer for
+/// [`PeerStatus::replication`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplicationState {
     /// No session.
@@ -41,13 +42,13 @@ pub enum ReplicationState {
     Connecting,
     /// Writes are mirrored, nothing else to do.
     Established,
-    /// This node sends the replica what it lacks.
+    /// The replica sends others what they lack.
     SyncSource,
-    /// This node is sent what it lacks.
+    /// The replica is sent what it lacks.
     SyncTarget,
-    /// This node compares its blocks with the replica's.
+    /// The replica compares its blocks with others'.
     VerifyS,
-    /// This node's blocks are compared.
+    /// The replica's blocks are compared.
     VerifyT,
 }
 

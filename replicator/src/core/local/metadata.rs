@@ -345,6 +345,8 @@ impl<P: Payload> Local<P> {
                 volume.superblock.epoch <= epoch
             );
             volume.superblock.epoch = volume.superblock.epoch.max(epoch);
+            // With a primary there may be writes.
+            volume.superblock.never_written = false;
         }
         self.persist(step, tag);
     }

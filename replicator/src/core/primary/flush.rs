@@ -215,7 +215,8 @@ impl<P: Payload> Primary<P> {
         } else {
             stable_on
         };
-        cx.local.release(cx.step, upto, settled, named, replicas);
+        let old = settled.then(|| cx.record.members());
+        cx.local.release(cx.step, upto, old, named, replicas);
         for peer in self.peers.values_mut() {
             let member = cx.record.member(peer.node) == peer.identity.as_ref();
             let old = settled && member && peer.sync.is_none() && upto >= peer.old_after;

@@ -323,7 +323,15 @@ impl<P: Payload> Primary<P> {
                     ranges: Vec::new(),
                 };
                 cx.step.emit(Action::Send { conn, message });
-                send_ranges(cx.step, conn, of, cx.local.bit_ranges(third));
+                // A grow that was called off may have left this store larger than the volume is.
+                let sizes = &cx.record.sizes;
+                let bits = cx.local.bit_ranges(third).filter_map(|at| {
+                    let whole = ByteRange::between(0, *sizes.get(at.volume.index())?);
+                    at.range
+                        .intersection(whole)
+                        .map(|range| VolumeRange { range, ..at })
+                });
+                send_ranges(cx.step, conn, of, bits);
             }
             let window = peers::volume_ranges(cx.record, &cx.local.window().sets());
             if !window.is_empty() {

@@ -515,12 +515,7 @@ impl<P: Payload> Primary<P> {
                 set.union(other);
             }
         }
-        for (set, size) in todo.iter_mut().zip(&cx.record.sizes) {
-            set.remove(ByteRange::between(
-                size.div_ceil(vocabulary::BLOCK_BYTES) * vocabulary::BLOCK_BYTES,
-                i64::MAX as u64 & !(vocabulary::BLOCK_BYTES - 1),
-            ));
-        }
+        clip(&mut todo, cx.record);
         cx.local.bind(cx.step, node, identity.disk, false);
         for (volume, set) in cx.local.volume_ids().zip(&todo) {
             for range in set.ranges() {
@@ -601,6 +596,7 @@ impl<P: Payload> Primary<P> {
                 }
             }
         }
+        clip(&mut union, cx.record);
         self.stage = Stage::Serving;
         cx.step.notice(Notice::Serving);
         let ranges = volume_ranges(cx.record, &union);
@@ -724,6 +720,16 @@ pub(super) fn all_blocks(record: &Record) -> Vec<BlockSet> {
             set
         })
         .collect()
+}
+
+/// Takes out what lies beyond the volumes: a store may be larger than its volume, after a grow that was
+/// called off.
+fn clip(sets: &mut [BlockSet], record: &Record) {
+    const BLOCK: u64 = vocabulary::BLOCK_BYTES;
+    for (set, size) in sets.iter_mut().zip(&record.sizes) {
+        let beyond = size.div_ceil(BLOCK) * BLOCK;
+        set.remove(ByteRange::between(beyond, i64::MAX as u64 / BLOCK * BLOCK));
+    }
 }
 
 /// The sets' runs as ranges within the volumes (the last block of a volume may be short).

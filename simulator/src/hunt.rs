@@ -1,0 +1,115 @@
+//! Shows that a deliberate fault of the core is noticed: runs seeds with the fault until one breaks a
+//! rule which the sound core keeps with the same seed. Needs the feature `mutations` to find anything.
+
+use crate::engine::Factory;
+use crate::production::Production;
+use crate::rules::{Rule, Violation};
+use crate::run::{Outcome, run_seed};
+use replicator::core::mutation::Mutation;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// How a fault was noticed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caught {
+    /// The seed that shows it.
+    pub seed: u64,
+    /// Seeds that were run until then.
+    pub seeds: u64,
+    /// The rule that it broke.
+    pub violation: Violation,
+}
+
+/// The fault of this name, whatever its letters' case.
+#[must_use]
+pub fn by_name(name: &str) -> Option<Mutation> {
+    Mutation::ALL
+        .iter()
+        .copied()
+        .find(|m| format!("{m:?}").eq_ignore_ascii_case(name))
+}
+
+/// Switches a fault on for this thread, or all off. False where this build has none.
+#[cfg(feature = "mutations")]
+pub fn activate(mutation: Option<Mutation>) -> bool {
+    replicator::core::mutation::activate(mutation);
+    true
+}
+
+/// Switches a fault on for this thread, or all off. False where this build has none.
+#[cfg(not(feature = "mutations"))]
+pub fn activate(mutation: Option<Mutation>) -> bool {
+    mutation.is_none()
+}
+
+/// Runs with a fault; a panic of the core counts as a broken rule.
+///
+/// # Errors
+/// The first broken rule.
+pub fn guarded<T>(
+    mutation: Option<Mutation>,
+    run: impl FnOnce() -> Result<T, Violation>,
+) -> Result<T, Violation> {
+    activate(mutation);
+    let result = catch_unwind(AssertUnwindSafe(run));
+    activate(None);
+    result.unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_default();
+        Err(Violation::new(Rule::Assertion, text))
+    })
+}
+
+/// One seed of the production core.
+///
+/// # Errors
+/// The first broken rule.
+pub fn run_one(seed: u64, mutation: Option<Mutation>, trace: bool) -> Result<Outcome, Violation> {
+    let factory: Rc<dyn Factory> = Rc::new(Production);
+    guarded(mutation, || run_seed(seed, factory, trace))
+}
+
+/// The first seed found that breaks a rule with the fault and none without it.
+#[must_use]
+pub fn hunt(mutation: Mutation, seeds: Range<u64>, threads: usize) -> Option<Caught> {
+    let next = AtomicU64::new(seeds.start);
+    let over = AtomicBool::new(false);
+    let found: Mutex<Option<Caught>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let Err(violation) = run_one(seed, Some(mutation), false) else {
+                        continue;
+                    };
+                    // No fault is about getting stuck, and another seed's way shows nothing: the sound
+                    // core must keep the rule with this very seed.
+                    if violation.rule == Rule::Bounded || run_one(seed, None, false).is_err() {
+                        continue;
+                    }
+                    over.store(true, Ordering::Relaxed);
+                    if let Ok(mut found) = found.lock()
+                        && found.is_none()
+                    {
+                        *found = Some(Caught {
+                            seed,
+                            seeds: seed + 1 - seeds.start,
+                            violation,
+                        });
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().ok().flatten()
+}

@@ -92,6 +92,10 @@ impl Machine for Driven {
         self.0.handle_timeout(now, out);
     }
 
+    fn end_turn(&mut self, now: Time, out: &mut Vec<Action<PoolBuf>>) {
+        self.0.end_turn(now, out);
+    }
+
     fn poll_timeout(&self) -> Option<Time> {
         self.0.poll_timeout()
     }

@@ -150,10 +150,12 @@ impl Attached for Replica {
 impl Core for Resource<Stamps> {
     fn handle(&mut self, now: Time, event: Event<Stamps>, out: &mut Vec<Action<Stamps>>) {
         self.handle(now, event, out);
+        self.end_turn(now, out);
     }
 
     fn handle_timeout(&mut self, now: Time, out: &mut Vec<Action<Stamps>>) {
         self.handle_timeout(now, out);
+        self.end_turn(now, out);
     }
 
     fn poll_timeout(&self) -> Option<Time> {

@@ -1,5 +1,5 @@
 //! A whole cluster in virtual time: what is due next, and who gets it. The machines, the network and
-//! the store are data in here; [`crate::drive`] carries out what a core asks for, [`crate::operator`]
+//! the store are data in here; `drive` carries out what a core asks for, [`crate::operator`]
 //! plays the operator, [`crate::faults`] the bad luck. One seed fixes everything.
 
 use crate::checker::Checker;

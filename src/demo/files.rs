@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Size of the disk where none is asked for.
 const DEFAULT_SIZE_BYTES: u64 = 1 << 30;
+/// The nodes talk to each other on the first free ports from this distance after `--port` on.
+const FIRST_NODE_PORT: u16 = 16;
 /// What a directory remembers of its demo.
 const FILE: &str = "demo.json";
 
@@ -109,13 +111,13 @@ impl Layout {
     }
 
     fn write_configuration(&self, cluster: &str) -> anyhow::Result<()> {
-        // Held until all are chosen, so that no two are the same.
-        let mut held = Vec::new();
+        // Not ports of the kernel's choosing: those it also gives to outgoing connections, so that
+        // a node that restarts could find its own taken.
+        let mut candidates = self.port.saturating_add(FIRST_NODE_PORT)..=u16::MAX;
         let mut free = || -> anyhow::Result<u16> {
-            let listener = TcpListener::bind("127.0.0.1:0").context("no free port is left")?;
-            let port = listener.local_addr()?.port();
-            held.push(listener);
-            Ok(port)
+            candidates
+                .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+                .context("no free port is left for the nodes; choose a lower --port")
         };
         let mut nodes = String::new();
         for number in 1..=self.all() {

@@ -251,6 +251,14 @@ impl<P: Payload> Resource<P> {
         self.settle(step);
     }
 
+    /// Closes a batch of events that were handed in together: what is better said once than many
+    /// times (acknowledgements) goes out. A driver calls it before it waits for more.
+    pub fn end_turn(&mut self, now: Time, out: &mut Vec<Action<P>>) {
+        if let Role::Secondary(secondary) = &mut self.role {
+            secondary.end_turn(&mut Step { now, out });
+        }
+    }
+
     fn as_primary(
         &mut self,
         step: &mut Step<'_, P>,
@@ -283,7 +291,6 @@ impl<P: Payload> Resource<P> {
                     if let Some(record) = &self.record {
                         secondary.advance_opening(step, &mut self.local, record);
                     }
-                    secondary.end_step(step);
                 }
                 Role::Primary(primary) => {
                     let Some(record) = &self.record else { break };

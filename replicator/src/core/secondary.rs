@@ -682,8 +682,8 @@ impl<P: Payload> Secondary<P> {
         self.granted = granted;
     }
 
-    /// At the end of a step: acknowledgements leave together.
-    pub(crate) fn end_step(&mut self, step: &mut Step<'_, P>) {
+    /// Acknowledgements leave together.
+    pub(crate) fn end_turn(&mut self, step: &mut Step<'_, P>) {
         if let Some(session) = &mut self.session {
             flush_acks(step, session);
         }

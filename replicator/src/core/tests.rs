@@ -219,6 +219,7 @@ impl Cluster {
             };
             let mut out = Vec::new();
             core.handle(self.now, event, &mut out);
+            core.end_turn(self.now, &mut out);
             let generation = core.frame_context().1;
             for action in out {
                 self.act(node, generation, action, &mut work);
@@ -371,6 +372,7 @@ impl Cluster {
                 };
                 let mut out = Vec::new();
                 core.handle_timeout(self.now, &mut out);
+                core.end_turn(self.now, &mut out);
                 let generation = core.frame_context().1;
                 let mut work = std::collections::VecDeque::new();
                 for action in out {

@@ -313,6 +313,7 @@ impl Plane {
         self.open_gates();
         self.scan();
         self.settle();
+        self.end_turn();
         self.flush();
         self.crcs.clear();
         worked
@@ -435,6 +436,22 @@ impl Plane {
                 serial: slot.serial,
             };
             self.carry_out(place, &mut actions);
+            self.actions = actions;
+        }
+    }
+
+    /// Lets every resource say what it gathered during the turn.
+    fn end_turn(&mut self) {
+        for index in 0..self.resources.capacity() {
+            let Some(slot) = self.resources.get_mut(index) else {
+                continue;
+            };
+            let serial = slot.serial;
+            let mut actions = std::mem::take(&mut self.actions);
+            slot.machine.end_turn(self.now, &mut actions);
+            if !actions.is_empty() {
+                self.carry_out(Place { index, serial }, &mut actions);
+            }
             self.actions = actions;
         }
     }

@@ -142,6 +142,7 @@ fn write_superblock(text: &mut String, superblock: &Superblock) -> fmt::Result {
     writeln!(text, "  created empty: {}", yes(superblock.created_empty))?;
     writeln!(text, "  never written: {}", yes(superblock.never_written))?;
     writeln!(text, "  whole window:  {}", yes(superblock.whole_window))?;
+    writeln!(text, "  failed:        {}", yes(superblock.failed))?;
     writeln!(text, "  size:          {}", Bytes(superblock.data_bytes))?;
     writeln!(text, "  peer slots:    {}", superblock.slots)
 }

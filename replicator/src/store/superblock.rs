@@ -22,7 +22,8 @@
 //! |    164 |     2 | volume          | [`VolumeId`]                                              |
 //! |    166 |     1 | node            | [`NodeId`]                                                |
 //! |    167 |     1 | placement       | 1 external, 2 internal                                    |
-//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written, 8 whole window  |
+//! |    168 |     4 | flags           | 1 open, 2 created empty, 4 never written, 8 whole window, |
+//! |        |       |                 | 16 failed                                                |
 //! |    172 |     1 | slots           | peer slots of the layout (external: 31)                   |
 //! |    173 |     3 | reserved        | zero                                                      |
 //! |    176 |     8 | bindings        | highest number that a slot's binding had, see below       |

@@ -29,6 +29,8 @@ pub trait Machine {
     fn handle_timeout(&mut self, now: Time, out: &mut Vec<Action<PoolBuf>>);
     /// When it wants to be called next.
     fn poll_timeout(&self) -> Option<Time>;
+    /// [`crate::core::Resource::end_turn`].
+    fn end_turn(&mut self, now: Time, out: &mut Vec<Action<PoolBuf>>);
     /// What an operator is shown.
     fn status(&self, now: Time) -> Status;
     /// Epoch and generation of the record that it has.

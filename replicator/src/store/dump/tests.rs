@@ -129,6 +129,7 @@ verdict: usable, write 5
   created empty: yes
   never written: no
   whole window:  no
+  failed:        no
   size:          1.0 GiB (1073741824 bytes)
   peer slots:    31
 activity log: 1000 extents of 4.0 MiB (4194304 bytes), generation 1: 4 hot, 16.0 MiB (16777216 bytes)

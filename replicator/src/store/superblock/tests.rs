@@ -187,7 +187,7 @@ fn impossible_values_are_refused_by_name() {
         (166, 32, "node"),
         (167, 3, "placement"),
         (167, 2, "device bytes"),
-        (168, 16, "flags"),
+        (168, 32, "flags"),
         (172, 7, "slots"),
         (183, 0x40, "bindings"),
         (192 + 17, 3, "peers.state"),

@@ -536,6 +536,8 @@ impl Machine for Fake {
         }
     }
 
+    fn end_turn(&mut self, _now: Time, _out: &mut Vec<Action<PoolBuf>>) {}
+
     fn handle_timeout(&mut self, _now: Time, out: &mut Vec<Action<PoolBuf>>) {
         self.dial_at = None;
         out.extend(self.peer.map(|peer| Action::Dial { peer }));

@@ -13,7 +13,7 @@ use replicator::core::api::{
 };
 use replicator::core::message::Message;
 use replicator::core::status::Role;
-use vocabulary::{ByteRange, Change, NodeId, VolumeId};
+use vocabulary::{ByteRange, Change, Epoch, NodeId, VolumeId};
 
 impl World {
     /// Hands an event to a node's core.
@@ -196,6 +196,7 @@ impl World {
             }
             if matches!(message, Message::Welcome { .. }) {
                 self.node_mut(id).promised = epoch;
+                self.promise_is_kept(id, epoch);
             }
         }
         let generation = self
@@ -223,6 +224,21 @@ impl World {
         self.due(due);
     }
 
+    /// RULES 2 and 11: whoever acts in an epoch has it on disk, in both copies of a superblock of its.
+    fn promise_is_kept(&mut self, id: NodeId, epoch: Epoch) {
+        let node = self.node(id);
+        let kept = node.volumes.iter().any(|volume| {
+            let copies = self.factory.promised(volume);
+            copies.len() == 2 && copies.iter().all(|promised| *promised >= epoch)
+        });
+        // A disk that fails while it promises is given up at once; what it says until then is no promise.
+        if !kept && !node.meta_rotted && !node.disk_failed {
+            let what =
+                format!("node {id} acts in {epoch:?}, which is not in both of its superblocks");
+            self.broken(Rule::Fence, what);
+        }
+    }
+
     fn notice(&mut self, id: NodeId, notice: Notice) {
         let now = self.now;
         let process = self.node(id).process();
@@ -248,6 +264,7 @@ impl World {
                     );
                     self.broken(Rule::OnePrimary, what);
                 }
+                self.promise_is_kept(id, epoch);
                 let node = self.node_mut(id);
                 node.serving = Some(epoch);
                 node.promised = node.promised.max(epoch);

@@ -9,7 +9,8 @@ use replicator::core::status::Status;
 use std::fmt::Debug;
 use std::hash::Hasher;
 use vocabulary::{
-    ByteRange, ClusterId, DiskId, Generation, Member, NodeId, NodeSet, ResourceId, Time, VolumeId,
+    ByteRange, ClusterId, DiskId, Epoch, Generation, Member, NodeId, NodeSet, ResourceId, Time,
+    VolumeId,
 };
 
 /// One resource on one node.
@@ -28,6 +29,14 @@ pub trait Core: Debug {
     fn may_differ(&self, node: NodeId, volume: VolumeId) -> Vec<ByteRange>;
     /// Puts what decides its future into the hasher.
     fn fingerprint(&self, hasher: &mut dyn Hasher);
+    /// The same machine once more, for the exploration.
+    fn fork(&self) -> Box<dyn Core>;
+}
+
+impl Clone for Box<dyn Core> {
+    fn clone(&self) -> Self {
+        self.fork()
+    }
 }
 
 /// A replica to be created.
@@ -79,6 +88,14 @@ pub trait Attached: Debug {
     fn member(&self) -> Member;
     /// The state machine.
     fn start(self: Box<Self>, now: Time) -> Box<dyn Core>;
+    /// The same once more, for the exploration.
+    fn fork(&self) -> Box<dyn Attached>;
+}
+
+impl Clone for Box<dyn Attached> {
+    fn clone(&self) -> Self {
+        self.fork()
+    }
 }
 
 /// The metadata does not make a replica any more: both copies of a superblock are bad, or something
@@ -100,4 +117,7 @@ pub trait Factory: Debug {
         expected: &Expected,
         now: Time,
     ) -> Result<Box<dyn Attached>, IdentityLost>;
+
+    /// The epochs promised in the copies of a volume's superblock that can be read.
+    fn promised(&self, volume: &Volume) -> Vec<Epoch>;
 }

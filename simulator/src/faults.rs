@@ -428,6 +428,7 @@ impl World {
     /// reading, must do (RULES 11).
     fn rot_meta(&mut self, node: NodeId, rng: &mut Rng) {
         self.node_mut(node).meta_damage += 1;
+        self.node_mut(node).meta_rotted = true;
         let volumes = self.node(node).volumes.len();
         let volume = VolumeId(u16::try_from(rng.index(volumes)).unwrap_or(0));
         if let Some(store) = self.node_mut(node).volumes.get_mut(volume.index()) {

@@ -16,5 +16,6 @@ pub mod production;
 pub mod rng;
 pub mod rules;
 pub mod run;
+pub mod stage;
 pub mod store;
 pub mod world;

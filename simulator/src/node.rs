@@ -81,7 +81,7 @@ pub struct InFlight {
 }
 
 /// What the process is doing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum State {
     /// The machine has no power.
     Off,
@@ -99,7 +99,7 @@ pub enum State {
 }
 
 /// A machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
@@ -144,6 +144,8 @@ pub struct Node {
     /// Blocks of metadata that were damaged, or may have been torn, since the last attach: one may
     /// cost nothing (RULES 11).
     pub meta_damage: u32,
+    /// A block of its metadata was damaged at some time.
+    pub meta_rotted: bool,
     /// The process is stopped until then.
     pub paused_until: Time,
     /// The earliest timer that is scheduled.
@@ -183,6 +185,7 @@ impl Node {
             disk_failed: false,
             unnoted: false,
             meta_damage: 0,
+            meta_rotted: false,
             paused_until: Time(0),
             armed: None,
             spins: (Time(0), 0),

@@ -8,7 +8,7 @@ use crate::rules::{Rule, replicas_are_equal};
 use crate::store::Process;
 use crate::world::{Occurrence, World};
 use replicator::core::api::{Command, CommandError, CommandId, Event};
-use replicator::core::status::{DiskState, Role};
+use replicator::core::status::{DiskState, ReplicationState, Role};
 use std::collections::BTreeMap;
 use vocabulary::{Epoch, Member, NodeId, NodeSet, Record, Time, VolumeId};
 
@@ -360,6 +360,13 @@ impl World {
         if record.members() != record.replicas {
             return Some(format!("only {:?} are in sync", record.members()));
         }
+        let backed = crate::rules::valid_members(record, &self.nodes).count();
+        if backed != record.in_sync.len() {
+            return Some(format!(
+                "not all of these disks are there: {:?}",
+                record.in_sync
+            ));
+        }
         if !self.clients.pending.is_empty() {
             return Some(format!("unanswered: {:?}", self.clients.pending));
         }
@@ -372,7 +379,9 @@ impl World {
             return Some(format!("the primary is {status:?}"));
         }
         let behind = status.peers.iter().find(|p| {
-            p.disk_state != DiskState::UpToDate || p.out_of_sync_bytes.iter().any(|b| *b > 0)
+            p.disk_state != DiskState::UpToDate
+                || p.replication != ReplicationState::Established
+                || p.out_of_sync_bytes.iter().any(|b| *b > 0)
         });
         behind.map(|peer| format!("not up to date: {peer:?}"))
     }

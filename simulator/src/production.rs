@@ -8,11 +8,13 @@ use replicator::core::api::{Action, Event, Settings};
 use replicator::core::status::Status;
 use replicator::core::{Resource, attach};
 use replicator::store::dump::ReadAt;
-use replicator::store::{LogCapacity, Placement};
+use replicator::store::{
+    Block, Layout, LogCapacity, METADATA_BLOCK_BYTES, MetaCopy, Placement, Superblock,
+};
 use std::fmt::Write as _;
 use std::hash::Hasher;
 use std::io;
-use vocabulary::{ByteRange, Generation, Member, NodeId, Time, VolumeId};
+use vocabulary::{ByteRange, Epoch, Generation, Member, NodeId, Time, VolumeId};
 
 /// Makes production cores.
 #[derive(Debug)]
@@ -87,9 +89,24 @@ impl Factory for Production {
             Err(e) => Err(IdentityLost(e.to_string())),
         }
     }
+
+    fn promised(&self, volume: &Volume) -> Vec<Epoch> {
+        let layout = Layout::external();
+        [MetaCopy::A, MetaCopy::B]
+            .into_iter()
+            .filter_map(|copy| {
+                let mut block = vec![0; METADATA_BLOCK_BYTES];
+                if !volume.meta.read(layout.superblock_offset(copy), &mut block) {
+                    return None;
+                }
+                let block: Block = block.try_into().ok()?;
+                Superblock::decode(&block, copy).ok().map(|s| s.epoch)
+            })
+            .collect()
+    }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Replica {
     attached: attach::Attached,
     settings: Settings,
@@ -113,6 +130,10 @@ impl Attached for Replica {
             disk: identity.disk,
             incarnation: identity.incarnation,
         }
+    }
+
+    fn fork(&self) -> Box<dyn Attached> {
+        Box::new(self.clone())
     }
 
     fn start(self: Box<Self>, now: Time) -> Box<dyn Core> {
@@ -151,6 +172,10 @@ impl Core for Resource<Stamps> {
 
     fn may_differ(&self, node: NodeId, volume: VolumeId) -> Vec<ByteRange> {
         self.may_differ(node, volume)
+    }
+
+    fn fork(&self) -> Box<dyn Core> {
+        Box::new(self.clone())
     }
 
     fn fingerprint(&self, hasher: &mut dyn Hasher) {

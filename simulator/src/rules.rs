@@ -97,7 +97,13 @@ pub fn write_is_everywhere(
     if !checker.is_current(write) {
         return Ok(());
     }
-    for node in valid_members(record, nodes) {
+    // What is stable stays so on a disk whose caches were lost: there the word of an older incarnation
+    // must have been true. What is only written is looked for where nothing was lost.
+    let members = record.in_sync.iter().filter_map(|m| {
+        let node = nodes.iter().find(|n| n.id == m.node && n.disk == m.disk)?;
+        (stable || node.backs(m)).then_some(node)
+    });
+    for node in members {
         let Some(store) = node.volume(volume) else {
             continue;
         };

@@ -120,7 +120,7 @@ fn shorten(line: String) -> String {
 }
 
 /// A cluster.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct World {
     /// Virtual time.
     pub now: Time,

@@ -6,6 +6,7 @@ pub mod client;
 pub mod disk;
 mod drive;
 pub mod engine;
+pub mod executions;
 pub mod faults;
 pub mod hunt;
 pub mod net;

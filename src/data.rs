@@ -22,13 +22,13 @@ use replicator::store::{
 };
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use vocabulary::{
@@ -40,6 +40,10 @@ use vocabulary::{
 const DEMOTE_LIMIT: Duration = Duration::from_secs(5);
 /// Then this long to flush and mark its stores closed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(4);
+/// A predecessor's sockets and locks may be held by the kernel for this long after its end.
+const FREE_LIMIT: Duration = Duration::from_secs(2);
+/// Between two tries.
+const FREE_PAUSE: Duration = Duration::from_millis(10);
 /// Names of nodes are looked up anew this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -171,9 +175,33 @@ pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
     })
 }
 
+/// Tries again for a moment while something is taken. A process that was killed is gone before its
+/// sockets and files are: the kernel takes its ring apart later.
+fn once_free<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    is_taken: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let deadline = Instant::now() + FREE_LIMIT;
+    loop {
+        match attempt() {
+            Err(error) if is_taken(&error) && Instant::now() < deadline => {
+                std::thread::sleep(FREE_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+    once_free(
+        || TcpListener::bind(&address),
+        |error| error.kind() == io::ErrorKind::AddrInUse,
+    )
+}
+
 fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyhow::Result<()> {
     let me = config.this_node();
-    let peers = TcpListener::bind(&me.replication).with_context(|| {
+    let peers = bind(&me.replication).with_context(|| {
         format!(
             "can't listen on {} for the other nodes' replicas",
             me.replication
@@ -186,7 +214,7 @@ fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyho
         })
     };
     for address in &config.nbd_listen {
-        let listener = TcpListener::bind(address).with_context(|| {
+        let listener = bind(address).with_context(|| {
             format!("can't listen on {address} for NBD clients; free the port or change nbd_listen")
         })?;
         handle.listen_clients(OwnedFd::from(listener), nbd());
@@ -440,7 +468,11 @@ fn open_replica(config: &Config, request: &AttachRequest) -> Result<Replica, Rep
                 path: place.path.clone(),
             });
         }
-        disks.push(Arc::new(Disk::open(&disk_config(place))?));
+        let disk = once_free(
+            || Disk::open(&disk_config(place)),
+            |error| matches!(error, OpenError::Locked { .. }),
+        )?;
+        disks.push(Arc::new(disk));
     }
     // Before metadata are written, which may lie in the same file.
     let empty = request.create && request.volumes.iter().all(is_empty_file);

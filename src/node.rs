@@ -14,13 +14,14 @@ use crate::view::{ClusterView, LocalResource, LocalView, merge};
 use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, Resource};
 use controller::runtime::{Forwarded, LinkState, StoreHandle};
 use replicator::core::api::{Command, CommandError};
+use replicator::core::status::Role;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
-use vocabulary::{NodeId, NodeSet, Record, Refusal, VolumeId};
+use tokio::time::{Instant, sleep, timeout};
+use vocabulary::{NodeId, NodeSet, Record, Refusal, ResourceId, VolumeId};
 
 /// Another node's view that is not there within this time is left out of the picture.
 const VIEW_LIMIT: Duration = Duration::from_secs(1);
@@ -31,6 +32,12 @@ const CATCH_UP_LIMIT: Duration = Duration::from_secs(1);
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// The same for a command that runs on another node.
 const FORWARD_LIMIT: Duration = Duration::from_secs(40);
+/// A promotion waits this long for members that are being attached before it leaves them out.
+const ATTACH_LIMIT: Duration = Duration::from_secs(3);
+/// The answer to a promotion waits this long for the node to serve.
+const SERVE_LIMIT: Duration = Duration::from_secs(5);
+/// What is waited for is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A running node.
 #[derive(Debug)]
@@ -389,7 +396,7 @@ impl Node {
                 format!("promote one of these: {}", holders.join(", ")),
             ));
         }
-        let views = self.views().await;
+        let views = self.attached_views(record, subject.name()).await;
         let local = |node: NodeId| {
             views
                 .get(&node)
@@ -437,11 +444,51 @@ impl Node {
             }
         };
         self.command(what, subject, command).await?;
+        let serves = self.wait_serving(subject.resource.id).await;
         Ok(Done::new(format!(
-            "{} is primary of {}",
+            "{} is primary of {}{}",
             self.my_name(),
-            subject.name()
+            subject.name(),
+            if serves {
+                ""
+            } else {
+                "; it will serve when it has heard of the other replicas (`lockstep status` says whom it waits for)"
+            }
         )))
+    }
+
+    /// What every node knows, once no member of the record is just being attached: a promotion that
+    /// comes right after the nodes' start should not leave them out.
+    async fn attached_views(&self, record: &Record, resource: &str) -> BTreeMap<NodeId, LocalView> {
+        let deadline = Instant::now() + ATTACH_LIMIT;
+        loop {
+            let views = self.views().await;
+            let on_its_way = |node: NodeId| {
+                views.get(&node).is_some_and(|view| {
+                    let local = view.resources.get(resource);
+                    local.is_none_or(LocalResource::is_attaching)
+                })
+            };
+            if !record.members().iter().any(on_its_way) || Instant::now() >= deadline {
+                return views;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until this node serves a resource, so that a script may open it next.
+    async fn wait_serving(&self, id: ResourceId) -> bool {
+        let serving = async {
+            loop {
+                match self.plane.status(id).await {
+                    Ok(status) if status.role == Role::Primary => return true,
+                    Ok(status) if status.role == Role::Starting => sleep(LOOK_EVERY).await,
+                    // Demoted or closed meanwhile.
+                    _ => return false,
+                }
+            }
+        };
+        timeout(SERVE_LIMIT, serving).await.unwrap_or(false)
     }
 
     async fn connections(

@@ -10,6 +10,7 @@ use controller::runtime::{CommandError, StoreHandle};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -35,6 +36,9 @@ pub(crate) struct Resources {
     plane: Arc<dyn Plane>,
     events: Arc<Events>,
     replicas: Mutex<BTreeMap<ResourceId, Replica>>,
+    /// The node stops: no replica is attached any more. Records go on down, because a primary
+    /// learns from one that it is demoted.
+    closing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -78,7 +82,12 @@ impl Resources {
             plane,
             events,
             replicas: Mutex::default(),
+            closing: AtomicBool::new(false),
         }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     fn replicas(&self) -> std::sync::MutexGuard<'_, BTreeMap<ResourceId, Replica>> {
@@ -145,7 +154,9 @@ impl Resources {
             });
             match &mut replica.phase {
                 Phase::Attaching => {}
-                Phase::Failed { again, wait, .. } if *again <= Instant::now() => {
+                Phase::Failed { again, wait, .. }
+                    if *again <= Instant::now() && !self.is_closing() =>
+                {
                     let wait = (*wait * 2).clamp(RETRY_MIN, RETRY_MAX);
                     replica.phase = Phase::Attaching;
                     self.attach(resource, wait, done.clone());
@@ -226,8 +237,9 @@ impl Resources {
         let mut replicas = self.replicas();
         match done {
             Done::Attach(id, wait, result) => {
-                let Some(replica) = replicas.get_mut(&id) else {
-                    // Deleted meanwhile.
+                let replica = replicas.get_mut(&id).filter(|_| !self.is_closing());
+                let Some(replica) = replica else {
+                    // Deleted meanwhile, or too late.
                     drop(self.plane.detach(id));
                     return;
                 };
@@ -311,6 +323,10 @@ impl Resources {
             .map(|(&id, replica)| {
                 let apart = match &replica.phase {
                     Phase::Attaching => Some(LocalResource::attaching()),
+                    // Not tried yet.
+                    Phase::Failed { problem, .. } if problem.is_empty() => {
+                        Some(LocalResource::attaching())
+                    }
                     Phase::Failed { problem, .. } => Some(LocalResource::detached(problem.clone())),
                     Phase::Attached { .. } => None,
                 };
@@ -344,10 +360,9 @@ impl Resources {
     /// Closes all replicas in order, within a limit.
     pub(crate) async fn close(&self) {
         let closing: Vec<_> = {
-            let mut replicas = self.replicas();
-            let ids: Vec<ResourceId> = replicas.keys().copied().collect();
-            replicas.clear();
-            ids.into_iter().map(|id| self.plane.detach(id)).collect()
+            self.closing.store(true, Ordering::Relaxed);
+            let replicas = self.replicas();
+            replicas.keys().map(|&id| self.plane.detach(id)).collect()
         };
         let all = async {
             for closed in closing {

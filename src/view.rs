@@ -237,6 +237,11 @@ impl LocalResource {
         !matches!(self.disk_state.as_str(), "Diskless" | "Failed")
     }
 
+    /// Is it being attached?
+    pub(crate) fn is_attaching(&self) -> bool {
+        self.disk_state == "Attaching"
+    }
+
     fn without_disk(disk_state: &str, problem: Option<String>) -> Self {
         Self {
             role: "Secondary".to_owned(),

@@ -46,7 +46,7 @@ pub struct Faults {
     pub store_late: u64,
     /// Disk requests that take much longer than the others under way, in parts of 10 000.
     pub laggards: u64,
-    /// Relative weights of [`Kind`]s.
+    /// Relative weights of `Kind`s.
     pub weights: Weights,
     /// A disk was made to fail at some time.
     pub disk_was_bad: bool,

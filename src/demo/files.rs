@@ -135,7 +135,10 @@ impl Layout {
             std::fs::create_dir_all(&directory)
                 .with_context(|| format!("can't make {}", directory.display()))?;
             let listen = if number <= self.nodes {
-                format!("nbd_listen = [\"127.0.0.1:{}\"]\n", self.nbd_port(number))
+                format!(
+                    "nbd_listen = [\"127.0.0.1:{}\"]\nnbd_socket = \"nbd.sock\"\n",
+                    self.nbd_port(number)
+                )
             } else {
                 String::new()
             };

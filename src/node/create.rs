@@ -103,6 +103,13 @@ fn named_replicas(
         .iter()
         .map(|spec| {
             let node = node_id(what, document, &spec.node)?;
+            if specs.iter().filter(|other| other.node == spec.node).count() > 1 {
+                return Err(Failure::new(
+                    what,
+                    format!("{} is named twice", spec.node),
+                    "a node holds one replica of a resource; a path for each volume follows its name",
+                ));
+            }
             if !spec.paths.is_empty() && spec.paths.len() != volumes {
                 return Err(Failure::new(
                     what,

@@ -4,12 +4,14 @@
 use super::command::{LOCKSTEP, kill, lockstep, output_within, text};
 use super::fio::Fio;
 use super::nbd::Client;
+use super::network::Network;
 use super::ports::Ports;
 use super::status::{Resource, Status};
 use super::{SOON, wait_for};
 use nix::sys::signal::Signal;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output};
 use tempfile::TempDir;
@@ -29,6 +31,8 @@ struct Node {
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
     ports: Ports,
+    /// The network between the nodes, where a test can cut it.
+    network: Option<Network>,
     /// File systems that were mounted for this cluster.
     mounts: Vec<PathBuf>,
     /// Size of r0.
@@ -71,10 +75,55 @@ impl Cluster {
         Self {
             nodes,
             ports,
+            network: None,
             mounts: Vec::new(),
             size_bytes,
             temporary,
         }
+    }
+
+    /// A running cluster whose nodes can be cut off from each other.
+    pub(crate) fn start_on_a_network(nodes: usize, size_bytes: u64) -> Self {
+        let mut cluster = Self::new(nodes, size_bytes);
+        let configs: Vec<_> = (1..=nodes)
+            .map(|k| cluster.file(k, "lockstep.toml"))
+            .collect();
+        cluster.network = Some(Network::between(&configs));
+        cluster.start_all();
+        cluster
+    }
+
+    /// Nothing passes between node `k` and the others any more; connections stay open.
+    pub(crate) fn cut_off(&self, k: usize) {
+        self.network().set_cut(k, true);
+    }
+
+    /// Everything passes again, what was held back first.
+    pub(crate) fn heal(&self, k: usize) {
+        self.network().set_cut(k, false);
+    }
+
+    fn network(&self) -> &Network {
+        let network = self.network.as_ref();
+        network.expect("the cluster was started with start_on_a_network")
+    }
+
+    /// Changes the configuration file of node `k`; it counts from the next start.
+    pub(crate) fn change_config(&self, k: usize, change: impl FnOnce(String) -> String) {
+        let path = self.file(k, "lockstep.toml");
+        let text = std::fs::read_to_string(&path).expect("the configuration can be read");
+        std::fs::write(&path, change(text)).expect("the configuration can be written");
+    }
+
+    /// An address in the configuration of node `k` about itself: `control` or `replication`.
+    pub(crate) fn address(&self, k: usize, key: &str) -> String {
+        let text = std::fs::read_to_string(self.file(k, "lockstep.toml")).expect("a configuration");
+        let lines = text
+            .lines()
+            .skip_while(|line| *line != format!("id = {}", k - 1));
+        let mut values = lines.filter_map(|line| line.strip_prefix(&format!("{key} = ")));
+        let value = values.next().expect("the key is there");
+        value.trim_matches('"').to_owned()
     }
 
     /// A running cluster: node 1 is primary, all replicas are in sync.
@@ -246,6 +295,55 @@ impl Cluster {
         output_within(command, SOON)
     }
 
+    /// Runs a command that must succeed against node `k`, and gives what it said.
+    pub(crate) fn must(&self, k: usize, arguments: &[&str]) -> String {
+        let output = self.command(k, arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs a command that must be refused by node `k`, and gives the reason that it told.
+    pub(crate) fn refusal(&self, k: usize, arguments: &[&str]) -> String {
+        let output = self.command(k, arguments);
+        assert!(!output.status.success(), "{arguments:?} was not refused");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Sentences of the events of node `k` that have this word.
+    pub(crate) fn events(&self, k: usize, event: &str) -> Vec<String> {
+        let all = self.must(k, &["events", "--once", "--json"]);
+        all.lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"))
+            .filter(|each| each["event"] == event)
+            .map(|each| each["text"].as_str().expect("a sentence").to_owned())
+            .collect()
+    }
+
+    /// Memory of the daemon of node `k`, in bytes.
+    pub(crate) fn memory_bytes(&self, k: usize) -> u64 {
+        let path = format!("/proc/{}/status", self.pid(k));
+        let status = std::fs::read_to_string(path).expect("the daemon runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.expect("a number of kB") * 1024
+    }
+
+    /// What node `k` says of a resource.
+    pub(crate) fn resource(&self, k: usize, name: &str) -> Option<Resource> {
+        self.try_status(k).ok()?.resource(name).cloned()
+    }
+
+    /// Waits until all replicas of a resource are in sync.
+    pub(crate) fn wait_in_sync(&self, resource: &str, nodes: &[usize]) {
+        wait_for("the resource to be in sync", SOON, || {
+            let found = self.resource(1, resource);
+            match found {
+                Some(found) if found.all_in_sync(nodes.iter().map(|&k| name(k))) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
     fn try_status(&self, k: usize) -> Result<Status, String> {
         let output = self.command(k, &["status", "--json"]);
         if !output.status.success() {
@@ -291,20 +389,16 @@ impl Cluster {
                 Err(text(&output))
             }
         });
-        self.wait(1, "the promotion to show", |r0| {
-            r0.primary.as_deref() == Some(&name(k))
+        // It serves once it has heard of all others, or waited for those that are away.
+        self.wait(1, "the new primary to serve", |r0| {
+            r0.primary.as_deref() == Some(&name(k)) && r0.replica(&name(k)).role == "Primary"
         });
     }
 
     /// Waits until all replicas are in sync with nothing left to copy.
     pub(crate) fn wait_all_in_sync(&self) {
         self.wait(1, "all replicas to be in sync", |r0| {
-            (1..=self.nodes.len()).all(|k| {
-                let replica = r0.replica(&name(k));
-                r0.is_in_sync(&name(k))
-                    && replica.disk_state == "UpToDate"
-                    && replica.out_of_sync_bytes == 0
-            })
+            r0.all_in_sync((1..=self.nodes.len()).map(name))
         });
     }
 
@@ -322,15 +416,16 @@ impl Cluster {
         self.wait_all_in_sync();
         self.stop_all();
         for k in 2..=self.nodes.len() {
-            self.compare_replicas(1, k);
+            self.compare_files(1, k, "r0.img", self.size_bytes);
         }
     }
 
-    fn compare_replicas(&self, a: usize, b: usize) {
+    /// Asserts that two nodes hold the very same bytes.
+    pub(crate) fn compare_files(&self, a: usize, b: usize, file: &str, size_bytes: u64) {
         let open = |k| {
-            File::open(self.file(k, "r0.img"))
+            File::open(self.file(k, file))
                 .expect("a backing file")
-                .take(self.size_bytes)
+                .take(size_bytes)
         };
         let (mut first, mut second) = (open(a), open(b));
         let mut offset = 0;
@@ -358,11 +453,17 @@ impl Cluster {
             }
             offset += read_a;
         }
-        let expected = usize::try_from(self.size_bytes).expect("fits");
+        let expected = usize::try_from(size_bytes).expect("fits");
         assert_eq!(
             offset, expected,
             "backing files are shorter than the volume"
         );
+    }
+
+    /// Bytes that a file of node `k` takes on its file system.
+    pub(crate) fn allocated_bytes(&self, k: usize, file: &str) -> u64 {
+        let metadata = std::fs::metadata(self.file(k, file)).expect("the file is there");
+        metadata.blocks() * 512
     }
 
     /// The files of r0 in the directory of node `k`: data and metadata.

@@ -15,6 +15,8 @@ const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
+const TRIM: u16 = 4;
+const WRITE_ZEROES: u16 = 6;
 
 /// A request that takes longer has no answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -105,6 +107,47 @@ impl Client {
         let mut data = vec![0; usize::try_from(len).expect("fits")];
         self.stream.read_exact(&mut data)?;
         Ok(data)
+    }
+
+    /// Gives a range's space back; it reads as zeroes afterwards.
+    pub(crate) fn trim(&mut self, offset: u64, len: u32) -> io::Result<()> {
+        self.request(TRIM, offset, len, &[])?;
+        self.answer()
+    }
+
+    /// Zeroes a range, with a hole where the store can have one.
+    pub(crate) fn write_zeroes(&mut self, offset: u64, len: u32) -> io::Result<()> {
+        self.request(WRITE_ZEROES, offset, len, &[])?;
+        self.answer()
+    }
+
+    /// Any request with these numbers, sensible or not, and the answer to it. The payload is sent as
+    /// it is, whatever the length says.
+    pub(crate) fn raw(
+        &mut self,
+        command: u16,
+        offset: u64,
+        len: u32,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        self.request(command, offset, len, payload)?;
+        self.answer()
+    }
+
+    /// Sends a request and does not wait for an answer.
+    pub(crate) fn send_only(
+        &mut self,
+        command: u16,
+        offset: u64,
+        len: u32,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        self.request(command, offset, len, payload)
+    }
+
+    /// The connection itself, for bytes that are no request.
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
     }
 
     /// Waits until everything that was acknowledged is on stable storage.

@@ -40,6 +40,8 @@ pub(crate) struct Volume {
 pub(crate) struct Replica {
     /// The node.
     pub(crate) node: String,
+    /// `Primary`, `Secondary`, or on the way from one to the other.
+    pub(crate) role: String,
     /// `UpToDate` and so on.
     pub(crate) disk_state: String,
     /// Bytes in which it may differ.
@@ -47,10 +49,14 @@ pub(crate) struct Replica {
 }
 
 impl Status {
+    /// A resource.
+    pub(crate) fn resource(&self, name: &str) -> Option<&Resource> {
+        self.resources.iter().find(|each| each.name == name)
+    }
+
     /// The demo's resource.
     pub(crate) fn r0(&self) -> &Resource {
-        let found = self.resources.iter().find(|each| each.name == "r0");
-        found.expect("a demo cluster has r0")
+        self.resource("r0").expect("a demo cluster has r0")
     }
 }
 
@@ -60,6 +66,18 @@ impl Resource {
         let mut replicas = self.volumes[0].replicas.iter();
         let found = replicas.find(|each| each.node == node);
         found.unwrap_or_else(|| panic!("{node} has no replica: {self:?}"))
+    }
+
+    /// Are these nodes in the in-sync set, with nothing left to copy in any volume?
+    pub(crate) fn all_in_sync(&self, mut nodes: impl Iterator<Item = String>) -> bool {
+        nodes.all(|node| {
+            let replicas = self.volumes.iter().flat_map(|volume| &volume.replicas);
+            let mut own = replicas.filter(|replica| replica.node == node);
+            self.is_in_sync(&node)
+                && own.all(|replica| {
+                    replica.disk_state == "UpToDate" && replica.out_of_sync_bytes == 0
+                })
+        })
     }
 
     /// Is the node in the in-sync set?

@@ -9,11 +9,8 @@ use super::attach::AttachedVolume;
 use super::local::{Completion, Done, Local};
 use super::message::{Message, RefuseReason};
 use super::mutation::{Mutation, mutated};
-use super::primary::{Cx, Link, Primary, Stage, next_history};
+use super::primary::{Cx, Primary, Stage, next_history};
 use super::secondary::Secondary;
-use super::status::{
-    DiskState, PeerStatus, ReplicationState, Role as RoleName, Status, VolumeStatus,
-};
 use super::{Step, Tag};
 use vocabulary::{
     ByteRange, Change, Epoch, Generation, Member, NodeId, NodeSet, Record, Time, VolumeId,
@@ -21,6 +18,8 @@ use vocabulary::{
 
 /// The core looks at the clock this often; its time-outs are much longer.
 const TICK_MS: u64 = 50;
+
+mod view;
 
 #[derive(Clone, Debug)]
 enum Role<P> {
@@ -747,145 +746,5 @@ impl<P: Payload> Resource<P> {
         if self.closing.is_some() && !self.closed {
             self.local.advance_close(step);
         }
-    }
-
-    // ---- status ----
-
-    /// What the resource looks like from here. Always answers.
-    #[must_use]
-    pub fn status(&self, now: Time) -> Status {
-        let me = self.identity.node;
-        let record = self.record.as_ref();
-        let in_sync = record.map_or(NodeSet::EMPTY, Record::members);
-        let volumes = self
-            .local
-            .volume_ids()
-            .map(|volume| VolumeStatus {
-                volume,
-                size_bytes: self
-                    .volume_size(volume)
-                    .unwrap_or_else(|| self.local.size(volume)),
-                hot_extents: self.local.hot_extents(volume),
-            })
-            .collect();
-        let (role, waiting_for, verify) = match &self.role {
-            Role::Secondary(_) => (RoleName::Secondary, NodeSet::EMPTY, None),
-            Role::Primary(primary) => {
-                let role = match primary.stage() {
-                    Stage::Promising | Stage::Gathering => RoleName::Starting,
-                    Stage::Serving => RoleName::Primary,
-                    Stage::Draining | Stage::Demoting => RoleName::Demoting,
-                };
-                (role, primary.waiting_for(), primary.verify_progress(now))
-            }
-        };
-        Status {
-            node: me,
-            role,
-            disk_state: self.own_disk_state(now),
-            disk: self.identity.disk,
-            incarnation: self.identity.incarnation,
-            replication: self.own_replication(now),
-            generation: record.map_or(Generation(0), |r| r.generation),
-            epoch: record.map_or(Epoch(0), |r| r.epoch),
-            primary: record.and_then(|r| r.primary),
-            in_sync,
-            volumes,
-            peers: self.peer_status(now),
-            waiting_for,
-            verify,
-        }
-    }
-
-    fn own_disk_state(&self, now: Time) -> DiskState {
-        let me = self.identity;
-        let member = self
-            .record
-            .as_ref()
-            .and_then(|r| r.member(me.node))
-            .is_some_and(|m| m.disk == me.disk && m.incarnation == me.incarnation);
-        match &self.role {
-            _ if self.local.failed() => DiskState::Failed,
-            _ if member => DiskState::UpToDate,
-            Role::Secondary(s) if s.copied_lately(now) => DiskState::Inconsistent,
-            _ => DiskState::Outdated,
-        }
-    }
-
-    fn own_replication(&self, now: Time) -> ReplicationState {
-        match &self.role {
-            Role::Secondary(s) if s.primary().is_none() => ReplicationState::Off,
-            Role::Secondary(s) => {
-                if self.own_disk_state(now) != DiskState::UpToDate {
-                    ReplicationState::SyncTarget
-                } else if s.digested_lately(now) {
-                    ReplicationState::VerifyT
-                } else {
-                    ReplicationState::Established
-                }
-            }
-            Role::Primary(p) => {
-                if p.peers().any(|peer| peer.sync.is_some()) {
-                    ReplicationState::SyncSource
-                } else if p.verify_progress(now).is_some() {
-                    ReplicationState::VerifyS
-                } else {
-                    ReplicationState::Established
-                }
-            }
-        }
-    }
-
-    fn peer_status(&self, now: Time) -> Vec<PeerStatus> {
-        let Some(record) = &self.record else {
-            return Vec::new();
-        };
-        let others = record.replicas.without(self.identity.node);
-        others
-            .iter()
-            .map(|node| {
-                let peer = match &self.role {
-                    Role::Primary(p) => p.peers().find(|peer| peer.node == node),
-                    Role::Secondary(_) => None,
-                };
-                let member = record.member(node);
-                let identity = peer.and_then(|p| p.identity);
-                let sync = peer.and_then(|p| p.sync.as_ref());
-                let is_member =
-                    member.is_some() && (identity.is_none() || identity.as_ref() == member);
-                let live = peer.is_some_and(super::primary::Peer::is_live);
-                let disk_state = match (is_member, live) {
-                    (true, _) => DiskState::UpToDate,
-                    (false, true) if sync.is_some() => DiskState::Inconsistent,
-                    (false, true) => DiskState::Outdated,
-                    (false, false) => DiskState::Unknown,
-                };
-                let replication = match peer.map(|p| &p.link) {
-                    None | Some(Link::Down { .. }) => ReplicationState::Off,
-                    Some(Link::Dialing | Link::Greeting(_)) => ReplicationState::Connecting,
-                    Some(Link::Live(_)) if sync.is_some() => ReplicationState::SyncTarget,
-                    Some(Link::Live(_)) => ReplicationState::Established,
-                };
-                let volumes = || self.local.volume_ids();
-                PeerStatus {
-                    node,
-                    disk: identity
-                        .map(|i| i.disk)
-                        .or_else(|| self.local.bound_disk(node)),
-                    disk_state,
-                    replication,
-                    out_of_sync_bytes: volumes()
-                        .map(|volume| match sync {
-                            Some(sync) => sync.left_of(volume),
-                            None if is_member => 0,
-                            None => self.local.marked_bytes(node, volume),
-                        })
-                        .collect(),
-                    progress: volumes()
-                        .map(|volume| sync.map(|s| s.progress(volume, now)))
-                        .collect(),
-                }
-            })
-            .collect()
     }
 }

@@ -261,7 +261,9 @@ def lockstep(nodes: int, binary: Path) -> Setup:
         stack.callback(let_go)
         server.wait_until(ready.exists, DEMO_START_S)
         pids = [server.pid, *(node_pid(demo_dir, k) for k in range(1, nodes + 1))]
-        return Target(directory, ready.read_text().strip(), server_pids=pids, demo_dir=demo_dir)
+        # A unix socket, as for all other servers.
+        uri = f"nbd+unix:///r0?socket={demo_dir}/node1/nbd.sock"
+        return Target(directory, uri, server_pids=pids, demo_dir=demo_dir)
 
     return setup
 

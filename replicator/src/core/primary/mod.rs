@@ -9,6 +9,7 @@ mod copier;
 mod flush;
 mod membership;
 mod peers;
+mod repair;
 
 use super::Outstanding;
 use super::api::{
@@ -24,6 +25,7 @@ use super::{Step, Tag};
 use copier::Copier;
 use flush::Flushes;
 use membership::{Admitting, Proposal, Resize};
+use repair::Repair;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 use vocabulary::{ByteRange, Epoch, NodeId, NodeSet, Record, Time, VolumeId};
@@ -116,19 +118,6 @@ struct Op<P> {
 enum OpBody<P> {
     Write { data: P, fua: bool },
     Zero { hole: bool, fua: bool },
-}
-
-/// A block that could not be read here, on its way from a member.
-#[derive(Clone, Debug)]
-struct Repair<P> {
-    at: VolumeRange,
-    /// The read that met it, answered from what comes.
-    request: Option<usize>,
-    locked: bool,
-    tried: NodeSet,
-    asked: Option<NodeId>,
-    found: Option<(NodeId, P)>,
-    seq: Seq,
 }
 
 /// What a client's request loop has seen lately: the copier keeps out of its way.
@@ -601,125 +590,6 @@ impl<P: Payload> Primary<P> {
             Done::Data(data) => self.reply(cx, key, Ok(Some(data))),
             _ => self.start_repair(cx, at, Some(key)),
         }
-    }
-
-    // ---- a block that can't be read here (RULES 9) ----
-
-    fn start_repair(&mut self, cx: &mut Cx<'_, '_, P>, at: VolumeRange, request: Option<usize>) {
-        let size = cx.record.sizes[at.volume.index()];
-        let whole = at.range.outward(vocabulary::BLOCK_BYTES);
-        let range = ByteRange::between(whole.offset, whole.end().min(size));
-        let at = VolumeRange {
-            volume: at.volume,
-            range,
-        };
-        let id = self.next_repair;
-        self.next_repair += 1;
-        let locked = self.locks[at.volume.index()].acquire(Key::Repair(id), range, Mode::Exclusive);
-        let repair = Repair {
-            at,
-            request,
-            locked: false,
-            tried: NodeSet::EMPTY,
-            asked: None,
-            found: None,
-            seq: Seq(0),
-        };
-        self.repairs.insert(id, repair);
-        if locked {
-            self.repair_locked(cx, id);
-        }
-    }
-
-    fn repair_locked(&mut self, cx: &mut Cx<'_, '_, P>, id: u64) {
-        if let Some(repair) = self.repairs.get_mut(&id) {
-            repair.locked = true;
-        }
-        self.repair_ask(cx, id);
-    }
-
-    /// Asks the next member that holds the bytes; gives up when there is none left.
-    fn repair_ask(&mut self, cx: &mut Cx<'_, '_, P>, id: u64) {
-        let Some(repair) = self.repairs.get_mut(&id) else {
-            return;
-        };
-        let at = repair.at;
-        let required = self.required;
-        let counting = self.counting;
-        let source = self.peers.values_mut().find(|peer| {
-            peer.is_live()
-                && !repair.tried.contains(peer.node)
-                && required.contains(peer.node)
-                && counting.contains(peer.node)
-                && !peer.lacks(at)
-        });
-        if let Some(peer) = source {
-            repair.tried.insert(peer.node);
-            repair.asked = Some(peer.node);
-            peer.send(cx.step, Message::Fetch { id, at });
-            return;
-        }
-        self.end_repair(cx, id, None);
-    }
-
-    fn fetched(&mut self, cx: &mut Cx<'_, '_, P>, node: NodeId, id: u64, data: Option<P>) {
-        let Some(repair) = self.repairs.get_mut(&id) else {
-            return;
-        };
-        if repair.asked != Some(node) {
-            return;
-        }
-        repair.asked = None;
-        let at = repair.at;
-        let Some(data) = data.filter(|d| d.len() as u64 == at.range.len) else {
-            return self.repair_ask(cx, id);
-        };
-        let seq = self.take_seq();
-        if let Some(repair) = self.repairs.get_mut(&id) {
-            repair.found = Some((node, data.clone()));
-            repair.seq = seq;
-        }
-        cx.local.window_add(cx.step, seq, at, WriteKind::Reconcile);
-        self.own.begin(seq);
-        cx.local.write(cx.step, Tag::Repair(id), at, data, false);
-    }
-
-    fn repair_written(&mut self, cx: &mut Cx<'_, '_, P>, id: u64, ok: bool) {
-        let Some(repair) = self.repairs.get(&id) else {
-            return;
-        };
-        let (at, found, seq) = (repair.at, repair.found.clone(), repair.seq);
-        if ok {
-            self.own.finish(seq);
-            self.own_flush(cx);
-        }
-        if let (true, Some((from, _))) = (ok, &found) {
-            let (volume, range, from) = (at.volume, at.range, *from);
-            cx.step.notice(Notice::Repaired {
-                volume,
-                range,
-                from,
-            });
-        }
-        self.end_repair(cx, id, found.map(|(_, data)| data));
-    }
-
-    fn end_repair(&mut self, cx: &mut Cx<'_, '_, P>, id: u64, data: Option<P>) {
-        let Some(repair) = self.repairs.remove(&id) else {
-            return;
-        };
-        self.unlock(cx, repair.at.volume, Key::Repair(id));
-        let Some(key) = repair.request else { return };
-        let Some(request) = self.requests.get(key) else {
-            return;
-        };
-        let wanted = request.at.range;
-        let result = data.and_then(|data| {
-            let start = usize::try_from(wanted.offset - repair.at.range.offset).ok()?;
-            let len = usize::try_from(wanted.len).ok()?;
-            Some(data.slice(start, len))
-        });
-        self.reply(cx, key, result.map(Some).ok_or(ClientError::Io));
     }
 
     // ---- the pass after every event ----

@@ -7,6 +7,7 @@ pub mod disk;
 mod drive;
 pub mod engine;
 pub mod explore;
+pub mod executions;
 pub mod faults;
 pub mod hunt;
 pub mod net;

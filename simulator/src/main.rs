@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use replicator::core::mutation::Mutation;
+use simulator::explore::{SCOPES, explore};
 use simulator::hunt::{by_name, hunt, run_one};
 use simulator::run::Outcome;
 use std::process::ExitCode;
@@ -27,6 +28,12 @@ struct Arguments {
     /// For every deliberate fault, look for a seed that notices it.
     #[arg(long)]
     mutations: bool,
+    /// Explore the small scopes breadth first instead of running seeds.
+    #[arg(long)]
+    explore: bool,
+    /// States of each scope, with --explore.
+    #[arg(long, default_value_t = 12_000)]
+    states: usize,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -68,6 +75,48 @@ fn hunt_all(seeds: (u64, u64), threads: usize) -> bool {
     missed == 0
 }
 
+/// From one state in so many of an exploration the cluster is run to rest.
+const REST_EVERY: usize = 16;
+
+/// Explores every scope, two at a time.
+fn explore_all(states: usize) -> bool {
+    let next = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(scope) = usize::try_from(at).ok().and_then(|at| SCOPES.get(at)) else {
+                        return;
+                    };
+                    let started = Instant::now();
+                    match explore(scope, states, REST_EVERY) {
+                        Ok(seen) => println!(
+                            "scope {}: {} states, depth {}, {} of them run to rest, {}, {:.1} s",
+                            scope.name,
+                            seen.states,
+                            seen.depth,
+                            seen.rested,
+                            if seen.complete {
+                                "all there are"
+                            } else {
+                                "no more were asked for"
+                            },
+                            started.elapsed().as_secs_f64()
+                        ),
+                        Err(found) => {
+                            failed.store(true, Ordering::Relaxed);
+                            println!("scope {} FAILED: {found}", scope.name);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    !failed.load(Ordering::Relaxed)
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mutation = arguments.mutation.as_deref().map(by_name);
@@ -82,6 +131,13 @@ fn main() -> ExitCode {
     let mutation = mutation.flatten();
     if arguments.mutations {
         return if hunt_all(arguments.seeds, arguments.threads) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
+    if arguments.explore {
+        return if explore_all(arguments.states) {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE

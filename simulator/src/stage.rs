@@ -358,6 +358,18 @@ impl Stage {
         volume.is_some_and(|v| v.data.block(at).iter().all(|stamp| *stamp == ZERO))
     }
 
+    /// The block still reads as zeroes on the node's disk.
+    ///
+    /// # Panics
+    /// Where it does not: then a script is not what it says.
+    #[track_caller]
+    pub fn expect_blank(&self, number: u8, at: u64) {
+        assert!(
+            self.is_blank(number, at),
+            "node {number} has block {at} already"
+        );
+    }
+
     /// Do two nodes' disks hold the same in this block?
     #[must_use]
     pub fn same(&self, a: u8, b: u8, at: u64) -> bool {

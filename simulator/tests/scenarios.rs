@@ -865,3 +865,13 @@ fn force_takes_one_replicas_bytes_for_the_truth() {
     s.rest();
     assert!(s.is_blank(0, 10));
 }
+
+#[test]
+fn copies_are_in_the_targets_window() {
+    simulator::executions::copies_are_in_the_targets_window();
+}
+
+#[test]
+fn force_sets_all_bits() {
+    simulator::executions::force_sets_all_bits();
+}

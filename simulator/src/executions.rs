@@ -54,22 +54,6 @@ pub fn copies_are_in_the_targets_window() {
     stage.kill(0);
     stage.world.store_cut[0] = false;
     stage.expect_blank(1, 10);
-        "{:?}",
-        stage
-            .world
-            .node(node(1))
-            .core
-            .as_ref()
-            .map(|c| c.may_differ(node(2), crate::stage::V))
-    );
-        "{:?}",
-        stage
-            .world
-            .node(node(2))
-            .core
-            .as_ref()
-            .map(|c| c.may_differ(node(1), crate::stage::V))
-    );
     stage.promote(1);
     stage.mend(1, 2);
     stage.wait_in(2);

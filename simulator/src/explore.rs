@@ -141,7 +141,7 @@ enum Choice {
 
 #[derive(Debug)]
 struct Way {
-    before: Option<Rc<Way>>,
+    before: Option<Rc<Self>>,
     what: String,
 }
 

@@ -68,8 +68,8 @@ pub(crate) enum Tag {
     Hash(u64),
     /// The write of a repaired block; the number is the role's.
     Repair(u64),
-    /// The superblock is on disk.
-    Promise,
+    /// The superblock with this epoch is on disk.
+    Promise(vocabulary::Epoch),
     /// The bitmap is on disk; the number is the role's.
     Bits(u64),
     /// The store has grown; the number is the role's.

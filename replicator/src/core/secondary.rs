@@ -237,16 +237,16 @@ impl<P: Payload> Secondary<P> {
         }
         if opening.stage == (Stage::Growing { left: 0 }) {
             opening.stage = Stage::Promising;
-            local.promise(step, Tag::Promise, opening.epoch);
+            local.promise(step, Tag::Promise(opening.epoch), opening.epoch);
         }
     }
 
     /// The promise is durable: the session begins.
-    fn promised(&mut self, step: &mut Step<'_, P>, local: &Local<P>) {
+    fn promised(&mut self, step: &mut Step<'_, P>, local: &Local<P>, epoch: Epoch) {
         if self
             .opening
             .as_ref()
-            .is_none_or(|o| o.stage != Stage::Promising)
+            .is_none_or(|o| o.stage != Stage::Promising || o.epoch > epoch)
         {
             return;
         }
@@ -568,7 +568,7 @@ impl<P: Payload> Secondary<P> {
                     answer_read(step, session.conn, job, done);
                 }
             }
-            Tag::Promise => self.promised(step, local),
+            Tag::Promise(epoch) if done.error().is_none() => self.promised(step, local, epoch),
             Tag::Bits(id) => {
                 if let Some(session) = &self.session
                     && done.error().is_none()
@@ -581,7 +581,7 @@ impl<P: Payload> Secondary<P> {
                 }
             }
             Tag::Grow(number) => self.grown(step, local, number, done.error(), record),
-            Tag::Repair(_) | Tag::WholeSettled | Tag::Close | Tag::Nobody => {}
+            Tag::Promise(_) | Tag::Repair(_) | Tag::WholeSettled | Tag::Close | Tag::Nobody => {}
         }
         if local.failed() {
             self.disk_failed(step, local);

@@ -208,7 +208,8 @@ impl<P: Payload> Primary<P> {
         if mutated(Mutation::PromiseNotPersisted) {
             primary.promised(cx);
         } else {
-            cx.local.promise(cx.step, Tag::Promise, cx.record.epoch);
+            cx.local
+                .promise(cx.step, Tag::Promise(cx.record.epoch), cx.record.epoch);
         }
         primary
     }
@@ -525,7 +526,7 @@ impl<P: Payload> Primary<P> {
         let failed = done.error();
         // What the role before left under way is nobody's any more; serving waits until it is drained.
         let starting = matches!(self.stage, Stage::Promising | Stage::Gathering);
-        if starting && tag != Tag::Promise {
+        if starting && !matches!(tag, Tag::Promise(_)) {
             self.changed = true;
             return;
         }
@@ -545,12 +546,17 @@ impl<P: Payload> Primary<P> {
             Tag::Hash(id) => self.copy_hashed_here(cx, id, done),
             Tag::Repair(id) => self.repair_written(cx, id, failed.is_none()),
             Tag::Grow(u64::MAX) => self.grown(cx, self.node, failed.is_none()),
-            Tag::Promise => self.promised(cx),
+            Tag::Promise(epoch) if failed.is_none() && epoch >= self.epoch => self.promised(cx),
             Tag::Touch(seq) => {
                 self.own.finish(seq);
                 self.own_flush(cx);
             }
-            Tag::Grow(_) | Tag::Bits(_) | Tag::WholeSettled | Tag::Close | Tag::Nobody => {}
+            Tag::Promise(_)
+            | Tag::Grow(_)
+            | Tag::Bits(_)
+            | Tag::WholeSettled
+            | Tag::Close
+            | Tag::Nobody => {}
         }
         if failed.is_some() {
             self.changed = true;

@@ -4,6 +4,7 @@
 use crate::config::Config;
 use crate::nbd::{ExportTable, NbdProtocol};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
+use crate::taken::once_free;
 use anyhow::Context;
 use replicator::core::Resource;
 use replicator::core::api::{Action, Command, CommandError, Event, Settings};
@@ -28,7 +29,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use vocabulary::{
@@ -40,10 +41,6 @@ use vocabulary::{
 const DEMOTE_LIMIT: Duration = Duration::from_secs(5);
 /// Then this long to flush and mark its stores closed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(4);
-/// A predecessor's sockets and locks may be held by the kernel for this long after its end.
-const FREE_LIMIT: Duration = Duration::from_secs(2);
-/// Between two tries.
-const FREE_PAUSE: Duration = Duration::from_millis(10);
 /// Names of nodes are looked up anew this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(30);
 
@@ -173,23 +170,6 @@ pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
         plane,
         reports,
     })
-}
-
-/// Tries again for a moment while something is taken. A process that was killed is gone before its
-/// sockets and files are: the kernel takes its ring apart later.
-fn once_free<T, E>(
-    mut attempt: impl FnMut() -> Result<T, E>,
-    is_taken: impl Fn(&E) -> bool,
-) -> Result<T, E> {
-    let deadline = Instant::now() + FREE_LIMIT;
-    loop {
-        match attempt() {
-            Err(error) if is_taken(&error) && Instant::now() < deadline => {
-                std::thread::sleep(FREE_PAUSE);
-            }
-            result => return result,
-        }
-    }
 }
 
 fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {

@@ -1,6 +1,7 @@
 //! The data directory's lock: one daemon at a time. The lock file holds the daemon's pid, so that
 //! the refusal can name it.
 
+use crate::taken::once_free;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -33,6 +34,13 @@ pub(crate) enum LockError {
 impl DirectoryLock {
     /// Takes the lock and writes the pid, or names who has it.
     pub(crate) fn take(directory: &Path) -> Result<Self, LockError> {
+        once_free(
+            || Self::try_take(directory),
+            |error| matches!(error, LockError::InUse { .. }),
+        )
+    }
+
+    fn try_take(directory: &Path) -> Result<Self, LockError> {
         let io = |source| LockError::Io {
             directory: directory.to_owned(),
             source,

@@ -22,6 +22,7 @@ mod plane;
 mod resources;
 mod size;
 mod status;
+mod taken;
 mod view;
 
 use clap::Parser;

@@ -428,7 +428,7 @@ fn a_wrong_configuration_is_refused_with_file_line_and_reason() {
         ("id = 1", "id = 0", "two [[nodes]] entries have this id"),
         ("id = 1", "id = 99", "node ids are 0 to 31"),
         ("node = \"node1\"", "node = \"nobody\"", "nobody"),
-        ("[cluster]", "nbd_socket = 5\n[cluster]", "invalid type"),
+        ("[cluster]", "api_socket = 5\n[cluster]", "invalid type"),
         (
             "[cluster]",
             "data_directory = \"/nowhere/at/all\"\n[cluster]",

@@ -443,9 +443,7 @@ fn five_replicas_lose_two_and_end_up_equal() {
 
 #[test]
 fn a_unix_socket_serves_the_same_exports() {
-    let mut cluster = Cluster::new(2, SIZE);
-    cluster.change_config(1, |text| format!("nbd_socket = \"nbd.sock\"\n{text}"));
-    cluster.start_all();
+    let mut cluster = Cluster::start(2, SIZE);
     let socket = cluster.file(1, "nbd.sock");
     let job = Fio {
         uri: format!("nbd+unix:///r0?socket={}", socket.display()),

@@ -2,10 +2,13 @@
 //! core, and breaks a rule with the fault that it was written for.
 
 use crate::rules::replicas_are_equal;
-use crate::stage::{Stage, block, node};
+use crate::stage::{Stage, V, block, node};
 use replicator::core::api::Command;
 use replicator::core::mutation::Mutation;
 use vocabulary::EXTENT_BYTES;
+
+/// How often an execution that needs luck is tried.
+const VARIATIONS: u32 = 12;
 
 /// An execution and the fault that it shows.
 pub const ALL: &[(Mutation, fn())] = &[
@@ -23,7 +26,19 @@ pub const ALL: &[(Mutation, fn())] = &[
 /// # Panics
 /// Where a rule is broken.
 pub fn copies_are_in_the_targets_window() {
+    // What a dead process had handed to the network is a matter of luck: it is tried several times.
+    let went = (0..VARIATIONS)
+        .filter(|v| copy_before_the_touch(*v))
+        .count();
+    assert!(went > 0, "the execution never went as it is meant to");
+}
+
+/// False where 1 heard of W or of its range, so that this variation shows nothing.
+fn copy_before_the_touch(variation: u32) -> bool {
     let mut stage = Stage::of(3, EXTENT_BYTES, |_| {});
+    for _ in 0..variation {
+        stage.world.rng.draw();
+    }
     // Keeps the extent in 2's activity log, so that the fault does not show as a write that waits.
     stage.write(0, block(500));
     stage.evict(0, 2);
@@ -41,19 +56,26 @@ pub fn copies_are_in_the_targets_window() {
     stage.mend(0, 1);
     stage.mend(0, 2);
     stage.pass(5);
-    stage.expect_blank(1, 10);
+    if !stage.is_blank(1, 10) {
+        return false;
+    }
     stage.start(0);
     stage.promote(0);
     stage.world.store_cut[0] = true;
-    stage.break_conns(0, 1);
-    stage.pass(1);
+    // What was sent to 1 stays in the link for good.
     stage.cut(0, 1);
     stage.wait("the copy", |w| {
         w.node(node(2)).volumes[0].data.block(10)[0] != 0
     });
     stage.kill(0);
-    stage.world.store_cut[0] = false;
-    stage.expect_blank(1, 10);
+    let heard = stage.world.node(node(1)).core.as_ref().is_some_and(|core| {
+        core.may_differ(node(2), V)
+            .iter()
+            .any(|r| r.overlaps(block(10)))
+    });
+    if heard || !stage.is_blank(1, 10) {
+        return false;
+    }
     stage.promote(1);
     stage.mend(1, 2);
     stage.wait_in(2);
@@ -61,6 +83,7 @@ pub fn copies_are_in_the_targets_window() {
     if let Err(violation) = replicas_are_equal(stage.world.record(), &stage.world.nodes) {
         panic!("{violation}");
     }
+    true
 }
 
 /// 0 alone writes; 2 gets half of it in a resync that breaks off; 0 is lost and the operator takes 1's
@@ -82,7 +105,7 @@ pub fn force_sets_all_bits() {
     stage.wait("a part that is released", |w| {
         let disk = &w.node(node(2)).volumes[0].data;
         let core = w.node(node(2)).core.as_ref();
-        let window = core.map(|c| c.may_differ(node(1), crate::stage::V));
+        let window = core.map(|c| c.may_differ(node(1), V));
         disk.block(20)[0] != 0
             && window.is_some_and(|ranges| !ranges.iter().any(|r| r.overlaps(block(20))))
     });

@@ -2,13 +2,14 @@
 
 use clap::Parser;
 use replicator::core::mutation::Mutation;
+use simulator::deviate;
 use simulator::explore::{SCOPES, explore};
 use simulator::hunt::{by_name, hunt, run_one};
 use simulator::run::Outcome;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Deterministic simulation of whole Lockstep clusters.
 #[derive(Debug, Parser)]
@@ -28,6 +29,15 @@ struct Arguments {
     /// For every deliberate fault, look for a seed that notices it.
     #[arg(long)]
     mutations: bool,
+    /// Try every deviation from the plain course of small scopes: of all, or of the one named.
+    #[arg(long, num_args = 0..=1, default_missing_value = "all")]
+    deviate: Option<String>,
+    /// Deviations at a time (with --deviate).
+    #[arg(long, default_value_t = 1)]
+    deviations: u32,
+    /// Longest time for each scope and number of deviations in seconds (with --deviate).
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
     /// Explore the small scopes breadth first instead of running seeds.
     #[arg(long)]
     explore: bool,
@@ -73,6 +83,47 @@ fn hunt_all(seeds: (u64, u64), threads: usize) -> bool {
         }
     }
     missed == 0
+}
+
+/// Tries the deviations of scopes, one more at a time.
+fn deviate(name: &str, mutation: Option<Mutation>, arguments: &Arguments) -> ExitCode {
+    std::panic::set_hook(Box::new(|_| {}));
+    let chosen: Vec<&deviate::Scope> = deviate::SCOPES
+        .iter()
+        .filter(|s| name == "all" || s.name == name)
+        .collect();
+    if chosen.is_empty() {
+        eprintln!("there is no scope '{name}'; take one of:");
+        for scope in deviate::SCOPES {
+            eprintln!("  {}: {}", scope.name, scope.about);
+        }
+        return ExitCode::from(2);
+    }
+    let threads = u64::try_from(arguments.threads).unwrap_or(1);
+    for scope in chosen {
+        println!("{}: {}", scope.name, scope.about);
+        for deviations in 0..=arguments.deviations {
+            let started = Instant::now();
+            let limit = Duration::from_secs(arguments.seconds);
+            let seen = deviate::deviate_from(scope, mutation, deviations, limit, threads);
+            println!(
+                "  up to {deviations} deviations: {} states, {} runs to rest, depth {}, {:.1} s{}",
+                seen.states,
+                seen.rests,
+                seen.depth,
+                started.elapsed().as_secs_f64(),
+                if seen.cut_short { ", cut short" } else { "" }
+            );
+            if let Some((violation, path)) = seen.broken {
+                println!("  FAILED: {violation}");
+                for step in path {
+                    println!("    {step}");
+                }
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// From one state in so many of an exploration the cluster is run to rest.
@@ -129,6 +180,9 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let mutation = mutation.flatten();
+    if let Some(name) = &arguments.deviate {
+        return deviate(name, mutation, &arguments);
+    }
     if arguments.mutations {
         return if hunt_all(arguments.seeds, arguments.threads) {
             ExitCode::SUCCESS

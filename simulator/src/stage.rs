@@ -239,26 +239,7 @@ impl Stage {
 
     /// Breaks the connections between two nodes; the links stay.
     pub fn break_conns(&mut self, a: u8, b: u8) {
-        let (a, b) = (node(a), node(b));
-        let conns: Vec<u64> = self
-            .world
-            .net
-            .conns()
-            .filter(|(_, c)| {
-                let ends = [
-                    c.process(crate::net::End::Dialer).node,
-                    c.process(crate::net::End::Acceptor).node,
-                ];
-                ends == [a, b] || ends == [b, a]
-            })
-            .map(|(id, _)| id)
-            .collect();
-        for conn in conns {
-            let now = self.world.now;
-            let mut rng = self.world.rng.fork();
-            let due = self.world.net.break_off(conn, now, &mut rng);
-            self.world.due(due);
-        }
+        self.world.break_conns(node(a), node(b));
     }
 
     /// Cuts a member off and waits until it is evicted.
@@ -356,18 +337,6 @@ impl Stage {
     pub fn is_blank(&self, number: u8, at: u64) -> bool {
         let volume = self.world.node(node(number)).volume(V);
         volume.is_some_and(|v| v.data.block(at).iter().all(|stamp| *stamp == ZERO))
-    }
-
-    /// The block still reads as zeroes on the node's disk.
-    ///
-    /// # Panics
-    /// Where it does not: then a script is not what it says.
-    #[track_caller]
-    pub fn expect_blank(&self, number: u8, at: u64) {
-        assert!(
-            self.is_blank(number, at),
-            "node {number} has block {at} already"
-        );
     }
 
     /// Do two nodes' disks hold the same in this block?

@@ -344,6 +344,31 @@ impl World {
         }
     }
 
+    /// The next thing comes later.
+    pub fn postpone(&mut self, us: u64) {
+        if let Some(Reverse(entry)) = self.queue.pop() {
+            let at = Time(entry.at.0 + us * 1000);
+            self.at(at, entry.what);
+        }
+    }
+
+    /// The connections between two nodes break; the links stay.
+    pub fn break_conns(&mut self, a: NodeId, b: NodeId) {
+        let conns: Vec<u64> = self
+            .net
+            .conns()
+            .filter(|(_, c)| {
+                let ends = [c.process(End::Dialer).node, c.process(End::Acceptor).node];
+                ends == [a, b] || ends == [b, a]
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for conn in conns {
+            let due = self.net.break_off(conn, self.now, &mut self.rng);
+            self.due(due);
+        }
+    }
+
     /// Lets the next thing happen. False when there is none, it is after `until`, or a rule is broken.
     pub fn step(&mut self, until: Time) -> bool {
         if self.violation.is_some() {

@@ -6,9 +6,11 @@
 #![cfg(feature = "mutations")]
 
 use replicator::core::mutation::Mutation;
+use simulator::deviate::{deviate_from, scope};
 use simulator::executions;
 use simulator::hunt::{guarded, hunt};
-use std::time::Instant;
+use simulator::rules::Rule;
+use std::time::{Duration, Instant};
 
 /// Most seeds that a fault may need; the slowest known ones need a few hundred.
 const SEEDS: u64 = 4_000;
@@ -55,4 +57,24 @@ fn every_fault_of_the_core_is_noticed() {
     }
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not noticed: {missed:?}");
+}
+
+/// What needs no luck at all: at most one deviation from a plain course shows these.
+#[test]
+fn one_deviation_from_a_plain_course_shows_a_fault() {
+    std::panic::set_hook(Box::new(|_| {}));
+    for (name, mutation) in [
+        ("third", Mutation::AdmitWithoutHandOver),
+        ("pair", Mutation::RejoinWithoutOwnLog),
+        ("third", Mutation::BitClearedByOlderVersion),
+    ] {
+        let scope = scope(name).unwrap();
+        let seen = deviate_from(scope, Some(mutation), 1, Duration::from_secs(60), 2);
+        let (violation, path) = seen.broken.expect("noticed");
+        assert_ne!(violation.rule, Rule::Bounded, "{violation}");
+        println!(
+            "{mutation:?} in '{name}' after {} states: {violation} by {path:?}",
+            seen.states
+        );
+    }
 }

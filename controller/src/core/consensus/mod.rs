@@ -384,7 +384,9 @@ impl<C: Content> Consensus<C> {
             return;
         }
         self.election_at = self.election_time(now);
-        if !self.votes() {
+        // A leader that was removing itself goes on with it: nobody else may have that document, and none
+        // of its voters may lead without.
+        if !self.votes() && self.committed || self.promise.entry.content.voters().is_empty() {
             return;
         }
         // Nobody was heard: would an election be won? Asking costs no term (PreVote).
@@ -399,7 +401,7 @@ impl<C: Content> Consensus<C> {
         self.count_votes(now, out);
     }
 
-    /// Is this voter one by its stored document? A new one is not until it was sent a document.
+    /// Is this voter one by its stored document?
     fn votes(&self) -> bool {
         let voters = self.promise.entry.content.voters();
         voters.iter().any(|voter| voter.id == self.me.id)
@@ -605,7 +607,8 @@ impl<C: Content> Consensus<C> {
     fn accept(&mut self, entry: Entry<C>, out: &mut Vec<Action<C>>) {
         let newer = entry.at > self.promise.entry.at
             || mutated(Mutation::LowerEntryAccepted) && entry.at != self.promise.entry.at;
-        if newer && entry.at.term == self.promise.term {
+        let own = entry.at.term == self.promise.term || mutated(Mutation::OldEntryCommitted);
+        if newer && own {
             self.promise.entry = entry;
             self.committed = false;
             self.save(out);

@@ -6,11 +6,13 @@ mod frame;
 mod handle;
 mod link;
 mod server;
+mod tls;
 mod voter;
 mod wire;
 
 pub use frame::{FrameError, MAX_FRAME_BYTES};
 pub use handle::{CommandError, Forwarded, LinkState, PeerError, StoreHandle};
+pub use tls::{Caller, Stream};
 
 use crate::core::{Document, Name};
 use crate::store::{DocumentStore, StoreError};

@@ -11,7 +11,7 @@ use crate::plane::Plane;
 use crate::resources::Resources;
 use crate::size::show_size;
 use crate::view::{ClusterView, LocalResource, LocalView, merge};
-use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, Resource};
+use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, NodeState, Resource};
 use controller::runtime::{Forwarded, LinkState, StoreHandle};
 use replicator::core::api::{Command, CommandError};
 use replicator::core::status::Role;
@@ -805,6 +805,7 @@ pub(crate) fn configured_nodes(config: &Config) -> Vec<StoreCommand> {
         name: node.name.clone(),
         control: node.control.clone(),
         replication: node.replication.clone(),
+        state: NodeState::Online,
     });
     entries.map(|node| StoreCommand::SetNode { node }).collect()
 }

@@ -3,7 +3,9 @@
 
 use super::*;
 use crate::view::{LocalPeer, LocalResource, LocalView, ProgressView, VerifyView, merge};
-use controller::core::{Backing, Command, Document, MetadataKind, Name, Node, Replica, Report};
+use controller::core::{
+    Backing, Command, Document, MetadataKind, Name, Node, NodeState, Policy, Replica, Report,
+};
 use std::collections::BTreeMap;
 use vocabulary::{
     Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet,
@@ -36,6 +38,7 @@ fn created() -> Document {
                 name: Name::new(&format!("node{}", id + 1)).unwrap(),
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
+                state: NodeState::Online,
             },
         })
         .collect();
@@ -54,6 +57,7 @@ fn created() -> Document {
         sizes: vec![1 << 30],
         replicas: replicas.collect(),
         min_redundancy: 1,
+        policy: Policy::default(),
     };
     apply(apply(Document::new(ClusterId(1)), &nodes), &[create])
 }

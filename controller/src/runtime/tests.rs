@@ -1,7 +1,9 @@
 //! Promises of the store's runtime, over real sockets on loopback with bounded waits.
 
 use super::*;
-use crate::core::{Backing, Command, MetadataKind, Node, Refused, Replica, Report};
+use crate::core::{
+    Backing, Command, MetadataKind, Node, NodeState, Policy, Refused, Replica, Report,
+};
 use std::net::TcpListener as StdListener;
 use std::time::Duration;
 use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId};
@@ -45,6 +47,7 @@ fn document(peers: &BTreeMap<NodeId, String>) -> Document {
                         name: Name::new(&format!("node{}", id.get() + 1)).unwrap(),
                         control: address.clone(),
                         replication: address.clone(),
+                        state: NodeState::Online,
                     },
                 })
                 .unwrap()
@@ -98,6 +101,7 @@ fn create() -> Command {
             })
             .to_vec(),
         min_redundancy: 1,
+        policy: Policy::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::slot::{SLOT_BYTES, choose, decode, encode};
 use super::*;
-use crate::core::{Command, Name, Node};
+use crate::core::{Command, Name, Node, NodeState};
 use vocabulary::NodeId;
 
 const CLUSTER: ClusterId = ClusterId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
@@ -15,6 +15,7 @@ fn document(name: &str) -> Document {
                 name: Name::new(name).unwrap(),
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
+                state: NodeState::Online,
             },
         })
         .unwrap()
@@ -29,16 +30,17 @@ fn the_bytes_of_a_copy_stay_as_they_are() {
         concat!(
             "4c53434f4e464947",                 // magic
             "01000000",                         // format
-            "20000000",                         // length
+            "22000000",                         // length
             "0300000000000000",                 // sequence
             "100f0e0d0c0b0a090807060504030201", // cluster
-            "83b5c2b0",                         // checksum of the document
-            "9b6ccb5a",                         // checksum of the header
-            // cluster (a varint), version, one node: id, name, two addresses; no resources
+            "d34155f2",                         // checksum of the document
+            "bf59153e",                         // checksum of the header
+            // cluster (a varint), version, no voters, one node: id, name, two addresses, state; no resources
             "909eb8e8c0e1828589909cb0d080c1818202",
             "01",
+            "00",
             "01",
-            "00016e03683a3103683a32",
+            "00016e03683a3103683a3200",
             "00",
         )
     );

@@ -1,0 +1,1 @@
+//! Exhaustive check on small bounds.

@@ -127,7 +127,7 @@ mod tests {
     fn the_bytes_of_a_seal_stay_as_they_are() {
         let sealed = key(1, 0, 9).seal(NodeId::new(1).unwrap(), b"b");
         let hex: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "0100016264");
+        assert_eq!(hex, "0100016278025d4e9d4d7a6f3c2e9e1f5a58b3ed");
     }
 
     proptest! {

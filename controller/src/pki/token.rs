@@ -164,7 +164,13 @@ mod tests {
     #[test]
     fn the_text_of_a_token_stays_as_it_is_and_is_one_line() {
         let text = token().to_string();
-        assert_eq!(text, "lsjoin1_");
+        assert_eq!(
+            text,
+            concat!(
+                "lsjoin1_AQAAAAAAAAAAAAAAAAAAAAIDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwQEBAQEBAQE",
+                "BAQEBAQEBAQFAAAAAAAAADEwLjAuMC4xOjc3ODggW2ZkMDA6OjFdOjc3ODgl1kPz",
+            )
+        );
         assert_eq!(format!(" {text}\n").parse(), Ok(token()));
     }
 

@@ -3,6 +3,7 @@
 
 use super::authority::{Authority, PublicKey};
 use super::files::{self, Access};
+use super::identity::Parts;
 use super::token::{Fingerprint, Secret, Token, fingerprint};
 use super::{Identity, PkiError};
 use rustls::pki_types::CertificateDer;
@@ -22,6 +23,7 @@ pub const MAX_VALID: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct Issuer {
     identity: Identity,
     authority: Authority,
+    beacons: [u8; 32],
     path: PathBuf,
     tokens: Mutex<Vec<Entry>>,
 }
@@ -92,6 +94,7 @@ impl Issuer {
         Ok(Some(Self {
             identity: identity.clone(),
             authority,
+            beacons: Parts::load(directory)?.beacons,
             path,
             tokens: Mutex::new(tokens),
         }))
@@ -184,6 +187,12 @@ impl Issuer {
         self.save(&next)?;
         *tokens = next;
         Ok(())
+    }
+
+    /// The key of the seals on beacons, for a node that joins.
+    #[must_use]
+    pub const fn beacons(&self) -> [u8; 32] {
+        self.beacons
     }
 
     /// A certificate for a node.

@@ -34,13 +34,13 @@ pub enum Caller {
 }
 
 impl Identity {
-    /// Connects to a node, at the first of its addresses that answers with that node's certificate.
+    /// Connects to a node.
     ///
     /// # Errors
-    /// What the last address said.
-    pub async fn connect(&self, addresses: &[String], node: NodeId) -> Result<Stream, TlsError> {
+    /// Nobody is there, or somebody else, or not in time.
+    pub async fn connect(&self, address: &str, node: NodeId) -> Result<Stream, TlsError> {
         let name = self.name(node)?;
-        connect(self.client_config(), addresses, &name).await
+        connect(self.client_config(), address, &name).await
     }
 
     /// Secures an accepted connection.
@@ -61,9 +61,11 @@ impl Identity {
     }
 }
 
-/// Connects to the issuer of a token, and gives the certificate of the authority that it names.
+/// Connects to the issuer of a token at one of its addresses, and gives the certificate of the
+/// authority that the token names.
 pub(super) async fn connect_by_token(
     token: &Token,
+    address: &str,
 ) -> Result<(Stream, CertificateDer<'static>), TlsError> {
     let config = ClientConfig::builder_with_provider(crypto())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -73,7 +75,7 @@ pub(super) async fn connect_by_token(
     config.resumption = Resumption::disabled();
     let name = crate::pki::member_name(token.cluster, token.issuer);
     let name = ServerName::try_from(name).map_err(|_| TlsError::NoCertificate)?;
-    let stream = connect(&Arc::new(config), &token.addresses, &name).await?;
+    let stream = connect(&Arc::new(config), address, &name).await?;
     let chain = stream.get_ref().1.peer_certificates();
     let authority = chain.and_then(<[_]>::last).ok_or(TlsError::NoCertificate)?;
     let authority = authority.clone().into_owned();
@@ -82,24 +84,18 @@ pub(super) async fn connect_by_token(
 
 async fn connect(
     config: &Arc<ClientConfig>,
-    addresses: &[String],
+    address: &str,
     name: &ServerName<'static>,
 ) -> Result<Stream, TlsError> {
-    let mut last = TlsError::Io(std::io::ErrorKind::AddrNotAvailable.into());
-    for address in addresses {
-        let attempt = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let connector = TlsConnector::from(Arc::clone(config));
-            Ok(connector.connect(name.clone(), stream).await?)
-        };
-        match timeout(CONNECT_LIMIT, attempt).await {
-            Ok(Ok(stream)) => return Ok(stream.into()),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = TlsError::TimedOut(CONNECT_LIMIT),
-        }
-    }
-    Err(last)
+    let attempt = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let connector = TlsConnector::from(Arc::clone(config));
+        Ok(connector.connect(name.clone(), stream).await?.into())
+    };
+    timeout(CONNECT_LIMIT, attempt)
+        .await
+        .unwrap_or(Err(TlsError::TimedOut(CONNECT_LIMIT)))
 }
 
 /// Trusts the authority whose fingerprint is in a token, and what it signed.

@@ -95,6 +95,22 @@ pub struct Promise<C> {
     pub entry: Entry<C>,
 }
 
+impl<C> Promise<C> {
+    /// A voter that has promised nothing yet. With a document that names it as the only voter it begins
+    /// a cluster; with one that does not, it waits to be taken into one.
+    pub fn new(voter: VoterId, content: C) -> Self {
+        Self {
+            voter,
+            term: Term::default(),
+            vote: None,
+            entry: Entry {
+                at: Position::default(),
+                content,
+            },
+        }
+    }
+}
+
 /// What voters say to each other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Message<C> {
@@ -401,7 +417,8 @@ impl<C: Content> Consensus<C> {
     }
 
     /// Is this voter one by its stored document? A new one is not until it was sent a document.
-    fn votes(&self) -> bool {
+    #[must_use]
+    pub fn votes(&self) -> bool {
         let voters = self.promise.entry.content.voters();
         voters.iter().any(|voter| voter.id == self.me.id)
     }

@@ -50,9 +50,7 @@ async fn meet(from: &Identity, to: &Identity, expected: u8) -> Ends {
         let (stream, _) = listener.accept().await.unwrap();
         to.accept(stream).await
     };
-    // The first address is nobody's.
-    let addresses = ["127.0.0.1:1".to_owned(), address];
-    tokio::join!(from.connect(&addresses, node(expected)), accept)
+    tokio::join!(from.connect(&address, node(expected)), accept)
 }
 
 /// What the connecting side hears when it is refused after its own part of the handshake.
@@ -121,10 +119,10 @@ async fn certificates_out_of_date_are_refused_with_the_reason() {
             Arc::new(rustls::sign::SingleCertAndKey::from(certified));
         let to = cluster.node(2);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addresses = [listener.local_addr().unwrap().to_string()];
+        let address = listener.local_addr().unwrap().to_string();
         let (config, name) = (Arc::new(config), to.name(node(2)).unwrap());
         let accept = async { to.accept(listener.accept().await.unwrap().0).await };
-        let (near, far) = tokio::join!(connect(&config, &addresses, &name), accept);
+        let (near, far) = tokio::join!(connect(&config, &address, &name), accept);
         let error = far.unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
         let heard = refusal(&mut near.unwrap()).await;
@@ -166,9 +164,8 @@ async fn plain_clients_and_plain_servers_are_told_apart_from_nodes() {
         stream.write_all(b"220 ready\r\n").await.unwrap();
         stream
     };
-    let addresses = [address.clone()];
     let from = cluster.node(1);
-    let (connected, _stream) = tokio::join!(from.connect(&addresses, node(2)), answer);
+    let (connected, _stream) = tokio::join!(from.connect(&address, node(2)), answer);
     assert!(matches!(connected.unwrap_err(), TlsError::NotTls));
 }
 
@@ -197,7 +194,7 @@ async fn a_stranger_finds_the_cluster_by_its_fingerprint_and_nobody_else() {
         let address = listener.local_addr().unwrap().to_string();
         let token = token(authority.certificate(), address, id);
         let accept = async { issuer.accept(listener.accept().await.unwrap().0).await };
-        let (near, far) = tokio::join!(connect_by_token(&token), accept);
+        let (near, far) = tokio::join!(connect_by_token(&token, &token.addresses[0]), accept);
         if good {
             assert_eq!(&near.unwrap().1, ours.0.certificate());
             assert_eq!(far.unwrap().1, Caller::Stranger);

@@ -12,7 +12,7 @@ use crate::resources::Resources;
 use crate::size::show_size;
 use crate::view::{ClusterView, LocalResource, LocalView, merge};
 use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, NodeState, Resource};
-use controller::runtime::{Forwarded, LinkState, StoreHandle};
+use controller::runtime::{Forwarded, StoreHandle};
 use replicator::core::api::{Command, CommandError};
 use replicator::core::status::Role;
 use std::collections::BTreeMap;
@@ -185,18 +185,10 @@ impl Node {
 
     fn document(&self, what: &str) -> Result<Arc<Document>, Failure> {
         self.store.document().ok_or_else(|| {
-            let voter = &self.config.voter();
-            let voter = self
-                .config
-                .nodes
-                .get(voter)
-                .map_or("?", |node| node.name.as_str());
             Failure::new(
                 what,
-                format!(
-                    "this node has not reached the configuration store ({voter}) since its start"
-                ),
-                format!("start the daemon on {voter}, or mend the network to it"),
+                "this node has not heard of the configuration since its start",
+                "start the daemons on the other nodes, or mend the network to them",
             )
         })
     }
@@ -297,13 +289,13 @@ impl Node {
             notes.push(
                 "the configuration store was not reached since this node's start: nothing is known of resources".to_owned(),
             );
-        } else if self.store.link() == LinkState::Searching {
+        } else if self.store.leader().is_none() {
             notes.push(
-                "the configuration store is out of reach: what follows may be old, and no role can change".to_owned(),
+                "the configuration store has no leader within reach: what follows may be old, and no role can change".to_owned(),
             );
         }
         let document = known.unwrap_or_else(|| Arc::new(self.configured()));
-        let mut view = merge(&document, self.config.voter(), &views);
+        let mut view = merge(&document, self.store.leader(), &views);
         view.notes = notes;
         view
     }

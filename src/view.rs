@@ -261,7 +261,7 @@ impl LocalResource {
 /// of any in-sync member.
 pub(crate) fn merge(
     document: &Document,
-    voter: NodeId,
+    leader: Option<NodeId>,
     views: &BTreeMap<NodeId, LocalView>,
 ) -> ClusterView {
     ClusterView {
@@ -271,8 +271,8 @@ pub(crate) fn merge(
             .map(|node| NodeView {
                 name: node.name.to_string(),
                 online: views.contains_key(&node.id),
-                voter: node.id == voter,
-                leader: node.id == voter && views.contains_key(&node.id),
+                voter: document.voters.iter().any(|voter| voter.node == node.id),
+                leader: leader == Some(node.id),
             })
             .collect(),
         resources: document

@@ -4,8 +4,10 @@
 use super::*;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
-use controller::runtime::{Config as ControllerConfig, Controller, Role as StoreRole};
-use controller::store::DocumentStore;
+use controller::core::consensus::{self, Voter, VoterId};
+use controller::core::failover;
+use controller::runtime::{Config as ControllerConfig, Controller, Engine};
+use controller::store::{Promise, PromiseStore};
 use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
@@ -148,6 +150,17 @@ impl Plane for FakePlane {
     }
 }
 
+/// Promotions come from the tests.
+struct NoEngine;
+
+impl Engine for NoEngine {
+    fn act(&self, _: failover::Action) {}
+
+    fn turns(&self) -> bool {
+        true
+    }
+}
+
 struct Running {
     node: Arc<Node>,
     plane: Arc<FakePlane>,
@@ -179,17 +192,19 @@ fn configs(count: u8) -> Vec<Arc<Config>> {
 
 fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let me = config.this_node();
-    let role = if config.node == config.voter() {
+    let voter = (config.node == config.founder()).then(|| {
+        let me = Voter {
+            node: config.node,
+            id: VoterId(1),
+        };
         let document = configured_nodes(config)
             .iter()
+            .chain([&StoreCommand::AddVoter { voter: me }])
             .fold(Document::new(config.cluster), |d, c| d.apply(c).unwrap());
-        let store = DocumentStore::create(&dir.join("configuration"), &document).unwrap();
-        StoreRole::Voter { store, document }
-    } else {
-        StoreRole::Follower {
-            voter: config.voter(),
-        }
-    };
+        let promise = Promise::new(me.id, document);
+        let store = PromiseStore::create(&dir.join("configuration"), &promise).unwrap();
+        (store, promise)
+    });
     let (controller, forwarded) = Controller::start(ControllerConfig {
         cluster: config.cluster,
         node: config.node,
@@ -198,9 +213,13 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         peers: config
             .nodes
             .iter()
-            .map(|(&id, n)| (id, n.control.clone()))
+            .map(|(&id, n)| (id, vec![n.control.clone()]))
             .collect(),
-        role,
+        voter,
+        consensus: consensus::Settings::default(),
+        failover: failover::Settings::default(),
+        engine: Box::new(NoEngine),
+        run: 1,
     })
     .unwrap();
     let (up, from_plane) = mpsc::unbounded_channel();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::core::Document;
-use crate::core::consensus::{Content, Voter, VoterId};
+use crate::core::consensus::{Voter, VoterId};
 use crate::core::{
     Backing, Command, MetadataKind, Node, NodeState, Policy, Refused, Replica, Report,
 };

@@ -235,6 +235,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let resources = Arc::new(Resources::new(
         Arc::clone(config),
         controller.handle(),
+        controller.failover(),
         Arc::<FakePlane>::clone(&plane),
         Arc::clone(&events),
     ));
@@ -242,6 +243,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let node = Arc::new(Node {
         config: Arc::clone(config),
         store: controller.handle(),
+        failover: controller.failover(),
         plane: Arc::<FakePlane>::clone(&plane),
         resources,
         events,
@@ -437,31 +439,6 @@ fn a_dead_old_primary_is_left_out_and_force_wants_it_confirmed() {
         assert_eq!(view.resources[0].in_sync, ["node1"]);
         assert!(!view.nodes[1].online);
     });
-}
-
-#[test]
-fn members_that_min_redundancy_asks_for_are_waited_for_and_not_dropped() {
-    let record = |min_redundancy| Record {
-        resource: ResourceId(1),
-        generation: Generation(1),
-        epoch: vocabulary::Epoch(0),
-        history: HistoryId(0),
-        sizes: vec![4096],
-        primary: None,
-        in_sync: (0..2)
-            .map(|id| Member {
-                node: NodeId::new(id).unwrap(),
-                disk: DiskId(1),
-                incarnation: Incarnation(1),
-            })
-            .collect(),
-        replicas: NodeSet(3),
-        min_redundancy,
-    };
-    let here = NodeId::new(0).unwrap();
-    assert_eq!(out_of_reach(&record(1), here, |_| false), NodeSet(2));
-    assert_eq!(out_of_reach(&record(2), here, |_| false), NodeSet::EMPTY);
-    assert_eq!(out_of_reach(&record(1), here, |_| true), NodeSet::EMPTY);
 }
 
 #[test]

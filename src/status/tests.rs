@@ -110,6 +110,7 @@ fn replica(role: &str, disk_state: &str, replication_state: &str) -> LocalResour
         disk_state: disk_state.to_owned(),
         replication_state: replication_state.to_owned(),
         problem: None,
+        reason: None,
         waiting_for: Vec::new(),
         verify: None,
         primary: role == "Primary",

@@ -55,6 +55,11 @@ pub(crate) enum Command {
     Promote(PromoteArgs),
     /// Stop serving: drain, flush, and leave the resource without a primary
     Demote(Target),
+    /// Make another node primary: drain, flush, and go on there
+    Move(Target),
+    /// Say what a node is to do
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Allow connections to a peer again and try them now
     Connect(Target),
     /// Drop the connections to a peer and keep them down
@@ -133,6 +138,25 @@ pub(crate) struct CreateArgs {
     /// Writes wait rather than go on with fewer in-sync replicas than this
     #[arg(long, default_value_t = 1)]
     pub(crate) min_redundancy: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// It is primary of nothing; its replicas stay in sync
+    Standby {
+        /// The node
+        node: String,
+    },
+    /// It takes part in everything
+    Online {
+        /// The node
+        node: String,
+    },
+    /// Nothing is started, moved or stopped on its account
+    Maintenance {
+        /// The node
+        node: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -235,6 +259,11 @@ mod tests {
             "lockstep promote r0 node2",
             "lockstep promote r0 node2 --accept-data-loss --confirm-dead node1",
             "lockstep demote r0 node1",
+            "lockstep move r0",
+            "lockstep move r0 node2",
+            "lockstep node standby node1",
+            "lockstep node online node1",
+            "lockstep node maintenance node1",
             "lockstep connect r0",
             "lockstep disconnect r0 node2",
             "lockstep verify r0 --repair --wait",

@@ -298,12 +298,12 @@ impl Config {
         &self.nodes[&self.node]
     }
 
-    /// The node that keeps the configuration store: the first one.
-    pub(crate) fn voter(&self) -> NodeId {
+    /// The node on which the cluster is created: the first one.
+    pub(crate) fn founder(&self) -> NodeId {
         self.nodes.keys().next().copied().unwrap_or(self.node)
     }
 
-    /// Where the voter keeps the document.
+    /// Where this node's voter keeps its promise.
     pub(crate) fn document_path(&self) -> PathBuf {
         self.data_directory.join("configuration")
     }

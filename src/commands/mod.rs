@@ -5,9 +5,9 @@ mod node_files;
 mod operate;
 mod show;
 
-use crate::cli::{Cli, Command, ResourceCommand, VolumeCommand};
+use crate::cli::{Cli, Command, NodeCommand, ResourceCommand, VolumeCommand};
 use crate::client::Client;
-use crate::operation::Operation;
+use crate::operation::{NodeWord, Operation};
 use std::process::ExitCode;
 
 /// A command's end: what to exit with.
@@ -57,6 +57,26 @@ pub(crate) fn run(cli: Cli) -> Outcome {
             block_on(operate::run(
                 &client,
                 Operation::Demote { resource, node },
+                json,
+            ))
+        }
+        Command::Move(target) => {
+            let (resource, node) = (target.resource, target.node);
+            block_on(operate::run(
+                &client,
+                Operation::Move { resource, node },
+                json,
+            ))
+        }
+        Command::Node(command) => {
+            let (node, state) = match command {
+                NodeCommand::Standby { node } => (node, NodeWord::Standby),
+                NodeCommand::Online { node } => (node, NodeWord::Online),
+                NodeCommand::Maintenance { node } => (node, NodeWord::Maintenance),
+            };
+            block_on(operate::run(
+                &client,
+                Operation::SetNode { node, state },
                 json,
             ))
         }

@@ -4,8 +4,10 @@
 use super::*;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
-use controller::runtime::{Config as ControllerConfig, Controller, Role as StoreRole};
-use controller::store::DocumentStore;
+use controller::core::consensus::{self, Voter, VoterId};
+use controller::core::failover;
+use controller::runtime::{Config as ControllerConfig, Controller, Engine};
+use controller::store::{Promise, PromiseStore};
 use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
@@ -148,6 +150,17 @@ impl Plane for FakePlane {
     }
 }
 
+/// Promotions come from the tests.
+struct NoEngine;
+
+impl Engine for NoEngine {
+    fn act(&self, _: failover::Action) {}
+
+    fn turns(&self) -> bool {
+        true
+    }
+}
+
 struct Running {
     node: Arc<Node>,
     plane: Arc<FakePlane>,
@@ -179,17 +192,19 @@ fn configs(count: u8) -> Vec<Arc<Config>> {
 
 fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let me = config.this_node();
-    let role = if config.node == config.voter() {
+    let voter = (config.node == config.founder()).then(|| {
+        let me = Voter {
+            node: config.node,
+            id: VoterId(1),
+        };
         let document = configured_nodes(config)
             .iter()
+            .chain([&StoreCommand::AddVoter { voter: me }])
             .fold(Document::new(config.cluster), |d, c| d.apply(c).unwrap());
-        let store = DocumentStore::create(&dir.join("configuration"), &document).unwrap();
-        StoreRole::Voter { store, document }
-    } else {
-        StoreRole::Follower {
-            voter: config.voter(),
-        }
-    };
+        let promise = Promise::new(me.id, document);
+        let store = PromiseStore::create(&dir.join("configuration"), &promise).unwrap();
+        (store, promise)
+    });
     let (controller, forwarded) = Controller::start(ControllerConfig {
         cluster: config.cluster,
         node: config.node,
@@ -198,9 +213,13 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         peers: config
             .nodes
             .iter()
-            .map(|(&id, n)| (id, n.control.clone()))
+            .map(|(&id, n)| (id, vec![n.control.clone()]))
             .collect(),
-        role,
+        voter,
+        consensus: consensus::Settings::default(),
+        failover: failover::Settings::default(),
+        engine: Box::new(NoEngine),
+        run: 1,
     })
     .unwrap();
     let (up, from_plane) = mpsc::unbounded_channel();
@@ -216,6 +235,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let resources = Arc::new(Resources::new(
         Arc::clone(config),
         controller.handle(),
+        controller.failover(),
         Arc::<FakePlane>::clone(&plane),
         Arc::clone(&events),
     ));
@@ -223,6 +243,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let node = Arc::new(Node {
         config: Arc::clone(config),
         store: controller.handle(),
+        failover: controller.failover(),
         plane: Arc::<FakePlane>::clone(&plane),
         resources,
         events,
@@ -418,31 +439,6 @@ fn a_dead_old_primary_is_left_out_and_force_wants_it_confirmed() {
         assert_eq!(view.resources[0].in_sync, ["node1"]);
         assert!(!view.nodes[1].online);
     });
-}
-
-#[test]
-fn members_that_min_redundancy_asks_for_are_waited_for_and_not_dropped() {
-    let record = |min_redundancy| Record {
-        resource: ResourceId(1),
-        generation: Generation(1),
-        epoch: vocabulary::Epoch(0),
-        history: HistoryId(0),
-        sizes: vec![4096],
-        primary: None,
-        in_sync: (0..2)
-            .map(|id| Member {
-                node: NodeId::new(id).unwrap(),
-                disk: DiskId(1),
-                incarnation: Incarnation(1),
-            })
-            .collect(),
-        replicas: NodeSet(3),
-        min_redundancy,
-    };
-    let here = NodeId::new(0).unwrap();
-    assert_eq!(out_of_reach(&record(1), here, |_| false), NodeSet(2));
-    assert_eq!(out_of_reach(&record(2), here, |_| false), NodeSet::EMPTY);
-    assert_eq!(out_of_reach(&record(1), here, |_| true), NodeSet::EMPTY);
 }
 
 #[test]

@@ -303,6 +303,7 @@ impl Failover {
         }
         self.subjects
             .retain(|id, _| document.resource(*id).is_some());
+        self.next_tick = now;
         for resource in &document.resources {
             let subject = self.subjects.entry(resource.id).or_default();
             subject.replicas = resource.replicas.iter().map(|r| r.node).collect();
@@ -326,7 +327,6 @@ impl Failover {
             }
             subject.record = Some(record.clone());
             subject.ready_since = None;
-            self.next_tick = now;
         }
     }
 }

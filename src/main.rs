@@ -15,6 +15,7 @@ mod demo;
 mod engine;
 mod events;
 mod lock;
+mod membership;
 mod metadata;
 mod nbd;
 mod node;

@@ -17,6 +17,11 @@ pub(crate) enum Operation {
         replicas: Vec<ReplicaSpec>,
         min_redundancy: u8,
     },
+    /// A token that lets one machine join.
+    Token {
+        /// Seconds until it expires.
+        valid_s: u64,
+    },
     /// A resource ceases to be; its data stay.
     DeleteResource { name: String },
     /// Every resource with its replicas' places.

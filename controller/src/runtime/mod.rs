@@ -23,7 +23,7 @@ pub use handle::{CommandError, Forwarded, PeerError, StoreHandle};
 pub use join::{JoinError, JoinRefused, Joined, Newcomer, join};
 pub use tls::{Caller, Stream};
 
-use crate::core::{Name, consensus, failover};
+use crate::core::{Name, Node, consensus, failover};
 use crate::pki::{Identity, Issuer};
 use crate::store::{Promise, PromiseStore, StoreError};
 use addresses::Addresses;
@@ -34,7 +34,6 @@ use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, watch};
-use vocabulary::NodeId;
 use voter::Known;
 
 /// Jobs that wait for the store; more wait at the sender.
@@ -50,8 +49,10 @@ pub struct Config {
     pub name: Name,
     /// Where this node's controller listens, for connections and for beacons.
     pub listen: Vec<String>,
-    /// Where the other nodes' controllers listen, until a document says so.
-    pub peers: BTreeMap<NodeId, Vec<String>>,
+    /// The cluster's nodes, until a document names them.
+    pub nodes: Vec<Node>,
+    /// Addresses of controllers that this node does not reach where the document says.
+    pub reach: BTreeMap<Name, Vec<String>>,
     /// This node's voter; `None`: it follows without a vote.
     pub voter: Option<(PromiseStore, Promise)>,
     /// Time-outs of the configuration store.
@@ -128,7 +129,7 @@ impl Controller {
         let (forwarded, forwarded_queue) = mpsc::channel(QUEUE);
         let (stop, stopped) = watch::channel(false);
         let known = Known::default();
-        let addresses = Addresses::new(config.peers, known.clone());
+        let addresses = Addresses::new(config.nodes, config.reach, known.clone());
         let who = wire::Who {
             cluster: config.identity.cluster(),
             node: config.identity.node(),

@@ -69,10 +69,8 @@ fn start(
         issuer: None,
         name: Name::new(&format!("node{}", id + 1)).unwrap(),
         listen: vec![peers[&node(id)].clone()],
-        peers: peers
-            .iter()
-            .map(|(&id, address)| (id, vec![address.clone()]))
-            .collect(),
+        nodes: document(peers).nodes,
+        reach: BTreeMap::new(),
         voter,
         consensus: consensus::Settings::default(),
         failover: failover::Settings::default(),
@@ -500,7 +498,8 @@ impl Desk {
             issuer: Some(Arc::clone(&issuer)),
             name: Name::new("node1").unwrap(),
             listen: vec![address.clone()],
-            peers: BTreeMap::new(),
+            nodes: Vec::new(),
+            reach: BTreeMap::new(),
             voter: Some((store, promise)),
             consensus: consensus::Settings::default(),
             failover: failover::Settings::default(),

@@ -93,7 +93,6 @@ struct ResourceSlot {
     id: ResourceId,
     machine: Box<dyn Machine>,
     disks: Vec<Arc<Disk>>,
-    peers: BTreeMap<NodeId, PeerAddress>,
     meta_bytes: fn(u64) -> u64,
     /// Disk requests and background work under way.
     pending: usize,
@@ -134,6 +133,9 @@ struct Plane {
     listeners: Slab<Listener>,
     clients: Slab<Client>,
     peers: Slab<Peer>,
+    addresses: BTreeMap<NodeId, Vec<PeerAddress>>,
+    /// Counts dials, so that each takes another address.
+    dials: usize,
     requests: Slab<Pending>,
     commands: BTreeMap<CommandId, (Place, Reply<Result<(), PlaneError>>)>,
     /// Used again for each event.
@@ -254,6 +256,8 @@ impl Plane {
             listeners: Slab::new(),
             clients: Slab::new(),
             peers: Slab::new(),
+            addresses: BTreeMap::new(),
+            dials: 0,
             requests: Slab::new(),
             commands: BTreeMap::new(),
             actions: Vec::new(),
@@ -534,11 +538,7 @@ impl Plane {
                 Some(place) => self.remove(place, reply),
                 None => reply(Err(PlaneError::Unknown(resource))),
             },
-            Control::Peers(resource, peers) => {
-                if let Some(place) = self.place_of(resource) {
-                    self.resources[place.index].peers = peers;
-                }
-            }
+            Control::Peers(addresses) => self.addresses = addresses,
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {
                     self.feed(place, Event::Record(*record));
@@ -611,7 +611,6 @@ impl Plane {
             id: new.resource,
             machine: (new.machine)(self.now),
             disks: new.disks,
-            peers: new.peers,
             meta_bytes: new.meta_bytes,
             pending: 0,
             reported: (false, Epoch(0), Generation(0)),

@@ -54,8 +54,6 @@ pub struct NewResource {
     pub disks: Vec<Arc<Disk>>,
     /// Its state machine.
     pub machine: MakeMachine,
-    /// Where its replicas listen.
-    pub peers: BTreeMap<NodeId, PeerAddress>,
     /// Bytes of the metadata of a volume of so many bytes, for side files when a volume grows.
     pub meta_bytes: fn(u64) -> u64,
 }
@@ -65,7 +63,6 @@ impl fmt::Debug for NewResource {
         f.debug_struct("NewResource")
             .field("resource", &self.resource)
             .field("disks", &self.disks)
-            .field("peers", &self.peers)
             .finish_non_exhaustive()
     }
 }
@@ -181,7 +178,7 @@ pub struct PlaneStats {
 pub(super) enum Control {
     Add(Box<NewResource>, Reply<Result<(), PlaneError>>),
     Remove(ResourceId, Reply<Result<(), PlaneError>>),
-    Peers(ResourceId, BTreeMap<NodeId, PeerAddress>),
+    Peers(BTreeMap<NodeId, Vec<PeerAddress>>),
     Record(Box<Record>),
     Refused {
         resource: ResourceId,
@@ -223,9 +220,9 @@ impl PlaneHandle {
         }
     }
 
-    /// Where the resource's replicas listen from now on; used by the next dial.
-    pub fn set_peers(&self, resource: ResourceId, peers: BTreeMap<NodeId, PeerAddress>) {
-        let _ = self.0.send(Control::Peers(resource, peers));
+    /// Where the other nodes' replicas listen from now on; each dial takes the next address of a node.
+    pub fn set_peers(&self, peers: BTreeMap<NodeId, Vec<PeerAddress>>) {
+        let _ = self.0.send(Control::Peers(peers));
     }
 
     /// A record that is known to be committed, in any order and as often as it likes.

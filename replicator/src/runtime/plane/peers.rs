@@ -50,9 +50,11 @@ impl Plane {
     pub(super) fn dial(&mut self, place: Place, node: NodeId) {
         let slot = &self.resources[place.index];
         let identity = (slot.cluster, slot.id);
-        let socket = slot
-            .peers
-            .get(&node)
+        self.dials = self.dials.wrapping_add(1);
+        let addresses = self.addresses.get(&node).map_or(&[][..], Vec::as_slice);
+        let turn = self.dials.checked_rem(addresses.len());
+        let socket = turn
+            .and_then(|turn| addresses.get(turn))
             .and_then(|address| Some((address.socket().ok()?, address.to_system().ok()?)));
         let Some((fd, address)) = socket.filter(|_| self.peers.len() < MAX_PEERS) else {
             self.events

@@ -278,7 +278,7 @@ fn a_removed_resource_lets_go_of_its_store_and_its_clients_and_can_come_back() {
     let again = ask(|reply| node.handle.remove_resource(RESOURCE, reply));
     assert!(matches!(again, Err(PlaneError::Unknown(_))));
     // Opens the store anew, which needs its lock.
-    node.add(machine_of(&store, None));
+    node.add(machine_of(&store, false));
     assert_eq!(node.client().read(0, 4096), Ok(vec![7; 4096]));
     let twice = ask(|reply| {
         let new = NewResource {
@@ -286,7 +286,6 @@ fn a_removed_resource_lets_go_of_its_store_and_its_clients_and_can_come_back() {
             resource: RESOURCE,
             disks: Vec::new(),
             machine: Box::new(|_| Box::new(fakes::Fake::default())),
-            peers: BTreeMap::new(),
             meta_bytes: |_| 0,
         };
         node.handle.add_resource(new, reply);

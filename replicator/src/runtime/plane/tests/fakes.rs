@@ -579,11 +579,11 @@ impl Machine for Fake {
     }
 }
 
-/// A resource on a store, mirrored to the peer if there is one.
-pub(super) fn machine_of(store: &Store, peer: Option<PeerAddress>) -> NewResource {
+/// A resource on a store, mirrored to node 1 if told so.
+pub(super) fn machine_of(store: &Store, mirrored: bool) -> NewResource {
     let disk = Disk::open(&store.config()).unwrap();
     disk.set_volume_bytes(VOLUME_BYTES).unwrap();
-    let dials = peer.is_some().then(|| node_id(1));
+    let dials = mirrored.then(|| node_id(1));
     NewResource {
         cluster: CLUSTER,
         resource: RESOURCE,
@@ -595,10 +595,6 @@ pub(super) fn machine_of(store: &Store, peer: Option<PeerAddress>) -> NewResourc
                 ..Fake::default()
             })
         }),
-        peers: peer
-            .map(|address| (node_id(1), address))
-            .into_iter()
-            .collect(),
         meta_bytes: |_| 0,
     }
 }
@@ -643,7 +639,7 @@ impl Node {
 
     pub(super) fn with(store: &Store, change: impl FnOnce(&mut PlaneConfig)) -> Self {
         let node = Self::empty("127.0.0.1:0", change);
-        node.add(machine_of(store, None));
+        node.add(machine_of(store, false));
         node
     }
 
@@ -685,7 +681,13 @@ impl Cluster {
         let secondary = Node::single(there);
         let address = secondary.peer_address;
         let primary = Node::empty("127.0.0.1:0", |_| {});
-        primary.add(machine_of(here, Some(PeerAddress::Tcp(address))));
+        // Nobody is at the first address: the next dial takes the second.
+        let nobody = PeerAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let addresses = vec![nobody, PeerAddress::Tcp(address)];
+        primary
+            .handle
+            .set_peers(BTreeMap::from([(node_id(1), addresses)]));
+        primary.add(machine_of(here, true));
         let cluster = Self {
             primary,
             secondary: Some(secondary),
@@ -701,7 +703,7 @@ impl Cluster {
 
     pub(super) fn start_secondary(&mut self, store: &Store) {
         let node = Node::empty(&self.address.to_string(), |_| {});
-        node.add(machine_of(store, None));
+        node.add(machine_of(store, false));
         self.secondary = Some(node);
     }
 }

@@ -8,6 +8,7 @@ use common::cluster::Cluster;
 use common::command::{output_within, text};
 use common::fio::FioLoop;
 use common::nbd::Client;
+use common::tls::Credentials;
 use common::{SOON, wait_for};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -279,13 +280,9 @@ impl PeerHeader {
     }
 }
 
-/// The cluster's id, from a node's configuration.
+/// The cluster's id.
 fn cluster_id(cluster: &Cluster) -> u128 {
-    let text = std::fs::read_to_string(cluster.file(1, "lockstep.toml")).expect("a configuration");
-    let mut digits = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"'));
-    u128::from_str_radix(digits.next().expect("an id"), 16).expect("hexadecimal digits")
+    Credentials::of(cluster.dir(1)).cluster
 }
 
 #[test]
@@ -422,30 +419,38 @@ fn a_wrong_configuration_is_refused_with_file_line_and_reason() {
     let path = cluster.file(1, "lockstep.toml");
     let good = std::fs::read_to_string(&path).expect("a configuration");
     let control = cluster.address(1, "control");
+    let replication = cluster.address(1, "replication");
     for (old, new, words) in [
-        ("[cluster]", "colour = \"red\"\n[cluster]", "colour"),
-        ("name = \"node2\"", "name = \"node1\"", "node1"),
-        ("id = 1", "id = 0", "two [[nodes]] entries have this id"),
-        ("id = 1", "id = 99", "node ids are 0 to 31"),
-        ("node = \"node1\"", "node = \"nobody\"", "nobody"),
-        ("[cluster]", "api_socket = 5\n[cluster]", "invalid type"),
+        ("node =", "colour = \"red\"\nnode =", "colour"),
+        ("node =", "[[nodes]]\nid = 1\n[x]\nnode =", "nodes"),
         (
-            "[cluster]",
-            "data_directory = \"/nowhere/at/all\"\n[cluster]",
+            "node = \"node1\"",
+            "node = \"nobody\"",
+            "this machine is node1 in its cluster",
+        ),
+        ("node =", "api_socket = 5\nnode =", "invalid type"),
+        (
+            "node =",
+            "data_directory = \"/nowhere/at/all\"\nnode =",
             "/nowhere/at/all",
         ),
         (
-            "127.0.0.1:",
-            "0.0.0.0:",
+            "nbd_listen = [\"127.0.0.1:",
+            "nbd_listen = [\"0.0.0.0:",
             "whoever reaches it reads and writes every disk",
         ),
         (control.as_str(), "somewhere", "HOST:PORT"),
         (
-            "[cluster]",
-            "tuning = { evict_after_ms = 9999999 }\n[cluster]",
+            replication.as_str(),
+            control.as_str(),
+            "this address is named twice",
+        ),
+        (
+            "node =",
+            "tuning = { evict_after_ms = 9999999 }\nnode =",
             "out of range",
         ),
-        ("[cluster]", "[cluster", "unclosed table"),
+        ("node =", "[node", "unclosed table"),
     ] {
         assert!(good.contains(old), "{old} is not in: {good}");
         cluster.change_config(1, |_| good.replacen(old, new, 1));

@@ -23,6 +23,7 @@ use super::mailbox::{Mailbox, mailbox};
 use super::peer::{CrcCache, Peer, PeerAddress};
 use super::pool::{Pool, PoolBuf};
 use super::ring::{Completion, Fd, Op, Ring, Wait};
+use super::tls::PeerCredentials;
 use super::worker::{WorkDone, Worker};
 use crate::core::api::{Action, CommandId, DiskError, Event, OpId};
 use nix::time::{ClockId, clock_gettime};
@@ -133,6 +134,7 @@ struct Plane {
     listeners: Slab<Listener>,
     clients: Slab<Client>,
     peers: Slab<Peer>,
+    credentials: Option<Arc<dyn PeerCredentials>>,
     addresses: BTreeMap<NodeId, Vec<PeerAddress>>,
     /// Counts dials, so that each takes another address.
     dials: usize,
@@ -256,6 +258,7 @@ impl Plane {
             listeners: Slab::new(),
             clients: Slab::new(),
             peers: Slab::new(),
+            credentials: config.credentials,
             addresses: BTreeMap::new(),
             dials: 0,
             requests: Slab::new(),

@@ -8,6 +8,7 @@ use super::super::mailbox::Post;
 use super::super::peer::PeerAddress;
 use super::super::pool::{PoolBuf, PoolStats};
 use super::super::ring::{RingError, RingStats};
+use super::super::tls::PeerCredentials;
 use super::super::worker::WorkDone;
 use super::WorkKey;
 use crate::core::api::{Action, Command, CommandError, Event, Notice};
@@ -100,6 +101,8 @@ pub struct PlaneConfig {
     /// How long the thread looks for work before it sleeps, in µs; 0: not at all. Waking a sleeping
     /// core takes longer than a request does.
     pub busy_poll_us: u64,
+    /// Secures peer connections; `None`: they are in the open.
+    pub credentials: Option<Arc<dyn PeerCredentials>>,
     /// Gets all reports.
     pub report: ReportSink,
 }
@@ -113,6 +116,7 @@ impl PlaneConfig {
             pool_bytes: 768 << 20,
             keep_bytes: super::super::pool::DEFAULT_KEEP_BYTES,
             busy_poll_us: 50,
+            credentials: None,
             report,
         }
     }
@@ -124,6 +128,7 @@ impl fmt::Debug for PlaneConfig {
             .field("pool_bytes", &self.pool_bytes)
             .field("keep_bytes", &self.keep_bytes)
             .field("busy_poll_us", &self.busy_poll_us)
+            .field("credentials", &self.credentials)
             .finish_non_exhaustive()
     }
 }

@@ -189,6 +189,54 @@ fn a_write_reaches_both_nodes_before_its_reply() {
 }
 
 #[test]
+fn secured_nodes_mirror_writes_of_every_size_and_find_each_other_again() {
+    for (here, there) in Store::everywhere().into_iter().zip(Store::everywhere()) {
+        let cluster = Cluster::secured(&here, &there);
+        let mut client = cluster.primary.client();
+        for i in 0..50_u64 {
+            let len = usize::try_from(1 + i * 7919 % 300_000).unwrap();
+            let bytes = vec![i.to_le_bytes()[0] | 1; len];
+            assert_eq!(client.write(i * 1000, &bytes), Ok(()));
+            let mut got = vec![0; len];
+            there.read(i * 1000, &mut got);
+            assert!(got == bytes, "write {i} of {len} bytes");
+        }
+        // More than is sealed at a time, and more than the receive buffer holds.
+        let large = vec![7; 8 << 20];
+        assert_eq!(client.write(0, &large), Ok(()));
+        let mut got = vec![0; 8 << 20];
+        there.read(0, &mut got);
+        assert!(got == large);
+    }
+}
+
+#[test]
+fn nodes_in_the_open_of_another_cluster_or_under_another_name_are_kept_out() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let us = || credentials(&ours, 0);
+    for them in [
+        None,
+        credentials(&theirs, 1),
+        // Node 1 is dialled.
+        credentials(&ours, 2),
+    ] {
+        let (here, there) = (Store::in_memory(), Store::in_memory());
+        let (primary, _secondary) = Cluster::apart(&here, &there, [us(), them]);
+        let dials = |report: &Report| matches!(report, Report::Notice(_));
+        assert!(!primary.reports().iter().any(dials));
+        // The primary's fake answers a write only once its peer has it.
+        assert!(primary.unmirrored(&there));
+    }
+    // The other way round: who dials does not prove that it is node 0, or anything.
+    for us in [None, credentials(&theirs, 0), credentials(&ours, 3)] {
+        let (here, there) = (Store::in_memory(), Store::in_memory());
+        let them = credentials(&ours, 1);
+        let (primary, _secondary) = Cluster::apart(&here, &there, [us, them]);
+        assert!(primary.unmirrored(&there));
+    }
+}
+
+#[test]
 fn a_lost_peer_is_reported_once_and_dialled_anew() {
     let (here, there) = (Store::in_memory(), Store::in_memory());
     let mut cluster = Cluster::pair(&here, &there);

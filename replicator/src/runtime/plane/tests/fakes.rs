@@ -10,6 +10,8 @@ use crate::core::message::{ClientMark, Message, Seq, SessionId, WriteKind};
 use crate::core::status::{DiskState, ReplicationState, Role, Status};
 use crate::runtime::client::{ClientCommand, ClientConnection, ClientOp, ClientStep, ExportTarget};
 use crate::runtime::disk::{DiskConfig, Engine, MetaPlace};
+use crate::runtime::tls::PeerCredentials;
+use crate::runtime::tls::tests::Authority;
 use socket2::{SockAddr, Socket, Type};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -669,6 +671,12 @@ impl Node {
     }
 }
 
+pub(super) type Credentials = Option<Arc<dyn PeerCredentials>>;
+
+pub(super) fn credentials(authority: &Authority, id: u8) -> Credentials {
+    Some(authority.credentials(node_id(id)))
+}
+
 /// A primary that mirrors to a secondary.
 pub(super) struct Cluster {
     pub(super) primary: Node,
@@ -678,9 +686,19 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn pair(here: &Store, there: &Store) -> Self {
-        let secondary = Node::single(there);
+        Self::pair_with(here, there, [None, None])
+    }
+
+    /// A pair whose connections are secured.
+    pub(super) fn secured(here: &Store, there: &Store) -> Self {
+        let authority = Authority::new("ours");
+        Self::pair_with(here, there, [0, 1].map(|id| credentials(&authority, id)))
+    }
+
+    fn pair_with(here: &Store, there: &Store, [ours, theirs]: [Credentials; 2]) -> Self {
+        let secondary = Node::with(there, |config| config.credentials = theirs);
         let address = secondary.peer_address;
-        let primary = Node::empty("127.0.0.1:0", |_| {});
+        let primary = Node::empty("127.0.0.1:0", |config| config.credentials = ours);
         // Nobody is at the first address: the next dial takes the second.
         let nobody = PeerAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
         let addresses = vec![nobody, PeerAddress::Tcp(address)];

@@ -2,17 +2,18 @@
 //! that only notes what it is asked.
 
 use super::*;
+use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
-use controller::core::failover;
+use controller::core::failover::{self, Local};
 use controller::runtime::{Config as ControllerConfig, Controller, Engine};
 use controller::store::{Promise, PromiseStore};
 use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
-use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, ResourceId};
+use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -21,6 +22,7 @@ const BOUND: Duration = Duration::from_secs(20);
 struct FakePlane {
     node: NodeId,
     up: mpsc::UnboundedSender<PlaneEvent>,
+    tell: Tell,
     state: Mutex<FakeState>,
 }
 
@@ -46,6 +48,18 @@ impl FakePlane {
         }
     }
 
+    /// Fail-over hears how the replica is.
+    fn tell(&self, resource: ResourceId, record: Option<&Record>) {
+        let record = record.filter(|record| record.primary == Some(self.node));
+        let local = Local {
+            member: self.member(),
+            failed: false,
+            primary: record.map(|record| record.epoch),
+            required: record.map(Record::members).unwrap_or_default(),
+        };
+        self.tell.replica(resource, Some(local));
+    }
+
     fn role(&self, record: Option<&Record>) -> Role {
         if record.is_some_and(|record| record.primary == Some(self.node)) {
             Role::Primary
@@ -66,6 +80,9 @@ impl Plane for FakePlane {
                 empty: true,
             })
         };
+        if result.is_ok() {
+            self.tell(request.resource, None);
+        }
         self.state().attached.push(request);
         answer.send(result).unwrap();
         receiver
@@ -76,6 +93,7 @@ impl Plane for FakePlane {
     }
 
     fn record(&self, record: Record) {
+        self.tell(record.resource, Some(&record));
         let mut state = self.state();
         state.record = Some(record);
         for waiting in state.waiting.drain(..) {
@@ -150,11 +168,20 @@ impl Plane for FakePlane {
     }
 }
 
-/// Promotions come from the tests.
-struct NoEngine;
+/// The fake data plane as fail-over sees it.
+struct FakeEngine(Arc<FakePlane>);
 
-impl Engine for NoEngine {
-    fn act(&self, _: failover::Action) {}
+impl Engine for FakeEngine {
+    fn act(&self, action: failover::Action) {
+        let (resource, command) = match action {
+            failover::Action::Promote { resource, drop, .. } => {
+                (resource, Command::Promote { drop })
+            }
+            failover::Action::Demote { resource } => (resource, Command::Demote),
+            _ => return,
+        };
+        drop(self.0.command(resource, command));
+    }
 
     fn turns(&self) -> bool {
         true
@@ -205,6 +232,16 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         let store = PromiseStore::create(&dir.join("configuration"), &promise).unwrap();
         (store, promise)
     });
+    let (up, from_plane) = mpsc::unbounded_channel();
+    let plane = Arc::new(FakePlane {
+        node: config.node,
+        up,
+        tell: Tell::default(),
+        state: Mutex::new(FakeState {
+            refuse_attach,
+            ..FakeState::default()
+        }),
+    });
     let (controller, forwarded) = Controller::start(ControllerConfig {
         cluster: config.cluster,
         node: config.node,
@@ -218,19 +255,11 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         voter,
         consensus: consensus::Settings::default(),
         failover: failover::Settings::default(),
-        engine: Box::new(NoEngine),
+        engine: Box::new(FakeEngine(Arc::clone(&plane))),
         run: 1,
     })
     .unwrap();
-    let (up, from_plane) = mpsc::unbounded_channel();
-    let plane = Arc::new(FakePlane {
-        node: config.node,
-        up,
-        state: Mutex::new(FakeState {
-            refuse_attach,
-            ..FakeState::default()
-        }),
-    });
+    plane.tell.begin(controller.failover());
     let events = Arc::new(Events::new(me.name.to_string()));
     let resources = Arc::new(Resources::new(
         Arc::clone(config),
@@ -327,7 +356,7 @@ fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
 
         let failure = first.node.operate(promote(None)).await.unwrap_err();
         assert_eq!(failure.why, "node2 is its primary and serves it");
-        assert_eq!(failure.remedy, "first: lockstep demote r0 node2");
+        assert_eq!(failure.remedy, "lockstep move r0 node1");
         let failure = first
             .node
             .operate(Operation::DeleteResource {

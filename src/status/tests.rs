@@ -40,6 +40,7 @@ fn created() -> Document {
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
                 state: NodeState::Online,
+                fencing: None,
             },
         })
         .collect();

@@ -17,6 +17,7 @@ fn promise(name: &str) -> Promise {
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
                 state: NodeState::Online,
+                fencing: None,
             },
         })
         .unwrap();

@@ -5,6 +5,7 @@
 //!
 //! Generic over the document, so that the exhaustive check runs this code on tiny ones.
 
+mod alone;
 mod leader;
 #[cfg(test)]
 mod model;
@@ -12,6 +13,7 @@ mod model;
 mod tests;
 
 use super::mutation::{Mutation, mutated};
+pub use alone::NotAlone;
 use leader::Leader;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -204,6 +206,13 @@ pub enum Event<C: Content> {
         /// The change.
         command: C::Command,
     },
+    /// The other one of two voters is switched off for certain (RULES section 3).
+    Fenced {
+        /// Which.
+        voter: VoterId,
+        /// The change that takes it out.
+        removal: C::Command,
+    },
     /// Time has passed (see [`Consensus::poll_timeout`]).
     Tick,
 }
@@ -288,6 +297,8 @@ pub struct Consensus<C: Content> {
     election_at: Time,
     /// The stored entry is known to be committed.
     committed: bool,
+    /// Since its start it has heard that what it stores is committed.
+    current: bool,
     /// Number of the last [`Action::Persist`], of the last that changed term or vote, and of the last
     /// that is done.
     persist: u64,
@@ -321,6 +332,7 @@ impl<C: Content> Consensus<C> {
             heard: None,
             election_at: now,
             committed: false,
+            current: false,
             persist: 0,
             persist_vote: 0,
             persisted: 0,
@@ -388,6 +400,7 @@ impl<C: Content> Consensus<C> {
                     });
                 }
             },
+            Event::Fenced { voter, removal } => self.go_on_without(now, voter, &removal, out),
             Event::Tick => self.tick(now, out),
         }
     }
@@ -634,6 +647,7 @@ impl<C: Content> Consensus<C> {
 
     fn commit(&mut self, out: &mut Vec<Action<C>>) {
         self.committed = true;
+        self.current = true;
         out.push(Action::Committed {
             at: self.promise.entry.at,
             content: self.promise.entry.content.clone(),

@@ -27,6 +27,7 @@ pub(super) struct Leader<C: Content> {
     /// Commands that changed nothing, answered once this round confirms that this leader still is one.
     confirming: Vec<(u64, Answers<C::Refused>)>,
     round: u64,
+    /// Of its own: what commands cause in between does not put it off, nor thus CheckQuorum.
     pub(super) next_beat: Time,
 }
 
@@ -62,7 +63,7 @@ impl<C: Content> Consensus<C> {
             batch: Vec::new(),
             confirming: Vec::new(),
             round: 0,
-            next_beat: now,
+            next_beat: now.plus_ms(self.settings.beat_ms),
         }));
         self.set_leader(Some(self.me), out);
         if !mutated(Mutation::OldEntryCommitted) {
@@ -127,6 +128,9 @@ impl<C: Content> Consensus<C> {
             self.follow(now, out);
             return;
         }
+        if let Role::Leader(leader) = &mut self.role {
+            leader.next_beat = now.plus_ms(self.settings.beat_ms);
+        }
         self.beat(now, out);
     }
 
@@ -139,7 +143,6 @@ impl<C: Content> Consensus<C> {
             return;
         };
         leader.round += 1;
-        leader.next_beat = now.plus_ms(self.settings.beat_ms);
         let round = leader.round;
         let mut messages = Vec::new();
         for (&id, follower) in &mut leader.followers {

@@ -8,8 +8,6 @@
 mod alone;
 mod leader;
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod tests;
 
 use super::mutation::{Mutation, mutated};
@@ -19,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hash;
+use std::mem::discriminant;
 use vocabulary::{NodeId, Time};
 
 /// A voter's identity: random, created with its state, never used again. A node whose state was lost
@@ -503,9 +502,18 @@ impl<C: Content> Consensus<C> {
         if needs <= self.persisted || mutated(Mutation::AnswerBeforePersist) {
             let node = to.node;
             out.push(Action::Send { node, envelope });
-        } else {
-            self.held.push((needs, to.node, envelope));
+            return;
         }
+        // However long the disk takes, two of a kind are enough: the first, lest a stream of newer
+        // ones keeps all of them back, and the newest.
+        let same = |(_, _, held): &(u64, NodeId, Envelope<C>)| {
+            held.to == envelope.to && discriminant(&held.message) == discriminant(&envelope.message)
+        };
+        let mut alike = self.held.iter().enumerate().filter(|(_, held)| same(held));
+        if let Some((second, _)) = alike.nth(1) {
+            self.held.remove(second);
+        }
+        self.held.push((needs, to.node, envelope));
     }
 
     fn durable(&mut self, now: Time, number: u64, out: &mut Vec<Action<C>>) {

@@ -413,7 +413,9 @@ impl<C: Content> Consensus<C> {
             return;
         }
         self.election_at = self.election_time(now);
-        if !self.votes() {
+        // A leader that was removing itself goes on with it: nobody else may have that document, and none
+        // of its voters may lead without.
+        if !self.votes() && self.committed || self.promise.entry.content.voters().is_empty() {
             return;
         }
         // Nobody was heard: would an election be won? Asking costs no term (PreVote).

@@ -9,7 +9,7 @@ use anyhow::Context;
 use replicator::core::Resource;
 use replicator::core::api::{Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
-use replicator::core::status::{Role, Status};
+use replicator::core::status::{Role, Standing, Status};
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
 use replicator::runtime::plane::{
@@ -82,39 +82,71 @@ enum ReplicaError {
 
 /// The core's resource as the data plane drives it.
 #[derive(Debug)]
-struct Driven(Resource<PoolBuf>);
+struct Driven {
+    core: Resource<PoolBuf>,
+    standing: Standing,
+}
+
+impl Driven {
+    /// The one place that stands in for beacons until they are connected: what is required grants a
+    /// lease for ever, and a promoted node serves at once.
+    fn grant_all(&mut self, now: Time, out: &mut Vec<Action<PoolBuf>>) {
+        while self.standing != self.core.standing() {
+            self.standing = self.core.standing();
+            let Standing {
+                primary, required, ..
+            } = self.standing;
+            let Some(epoch) = primary else { return };
+            for node in required.iter() {
+                let granted = Event::Granted {
+                    node,
+                    epoch,
+                    sent: now,
+                };
+                self.core.handle(now, granted, out);
+            }
+            self.core.handle(now, Event::Serve { epoch }, out);
+        }
+    }
+}
 
 impl Machine for Driven {
     fn handle(&mut self, now: Time, event: Event<PoolBuf>, out: &mut Vec<Action<PoolBuf>>) {
-        self.0.handle(now, event, out);
+        self.core.handle(now, event, out);
+        self.grant_all(now, out);
     }
 
     fn handle_timeout(&mut self, now: Time, out: &mut Vec<Action<PoolBuf>>) {
-        self.0.handle_timeout(now, out);
+        self.core.handle_timeout(now, out);
+        self.grant_all(now, out);
     }
 
     fn end_turn(&mut self, now: Time, out: &mut Vec<Action<PoolBuf>>) {
-        self.0.end_turn(now, out);
+        self.core.end_turn(now, out);
     }
 
     fn poll_timeout(&self) -> Option<Time> {
-        self.0.poll_timeout()
+        self.core.poll_timeout()
     }
 
     fn status(&self, now: Time) -> Status {
-        self.0.status(now)
+        self.core.status(now)
     }
 
     fn frame_context(&self) -> (Epoch, Generation) {
-        self.0.frame_context()
+        self.core.frame_context()
     }
 
     fn record(&self) -> Option<&Record> {
-        self.0.record()
+        self.core.record()
     }
 
     fn serves(&self) -> bool {
-        self.0.serves()
+        self.core.serves()
+    }
+
+    fn standing(&self) -> Standing {
+        self.core.standing()
     }
 }
 
@@ -148,7 +180,7 @@ pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
                 based_on,
                 change,
             },
-            Report::State { serves, record } => {
+            Report::State { serves, record, .. } => {
                 return table.update(resource, serves, record.as_ref());
             }
         };
@@ -343,10 +375,14 @@ async fn add(
         disk: attached.identity.disk,
         incarnation: attached.identity.incarnation,
     };
-    let settings: Settings = config.settings;
+    let settings = Settings {
+        lease_ms: u64::MAX,
+        ..config.settings
+    };
     let make = move |now| -> Box<dyn Machine> {
-        let resource = Resource::new(attached.identity, settings, attached.volumes, now);
-        Box::new(Driven(resource))
+        let core = Resource::new(attached.identity, settings, attached.volumes, now);
+        let standing = core.standing();
+        Box::new(Driven { core, standing })
     };
     let (reply, added) = oneshot::channel();
     handle.add_resource(

@@ -44,7 +44,11 @@ pub(crate) struct PlaneEngine {
 impl Engine for PlaneEngine {
     fn act(&self, action: Action) {
         match action {
-            Action::Promote { resource, drop, .. } => {
+            Action::Promote {
+                resource,
+                drop,
+                over,
+            } => {
                 tracing::info!(%resource, ?drop, "this node stands in as primary");
                 let tell = self.tell.clone();
                 let ended = move |result: Result<(), replicator::runtime::plane::PlaneError>| {
@@ -54,7 +58,7 @@ impl Engine for PlaneEngine {
                     tell.promotion_ended(resource);
                 };
                 self.handle
-                    .command(resource, Command::Promote { drop }, Box::new(ended));
+                    .command(resource, Command::Promote { drop, over }, Box::new(ended));
             }
             Action::Demote { resource } => {
                 let ended = move |result: Result<(), replicator::runtime::plane::PlaneError>| {

@@ -430,6 +430,7 @@ impl Node {
             Command::Force
         } else {
             Command::Promote {
+                over: record.epoch,
                 drop: out_of_reach(record, here, |node| {
                     local(node).is_some_and(LocalResource::has_disk)
                 }),

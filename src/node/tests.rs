@@ -98,7 +98,7 @@ impl Plane for FakePlane {
         let mut state = self.state();
         state.commands.push(command);
         let change = match command {
-            Command::Promote { drop } => Change::Promote {
+            Command::Promote { drop, .. } => Change::Promote {
                 candidate: self.member(),
                 drop,
                 history: HistoryId(9),

@@ -6,10 +6,10 @@ use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
-use controller::core::failover::{self, Local};
+use controller::core::failover;
 use controller::runtime::{Config as ControllerConfig, Controller, Engine};
 use controller::store::{Promise, PromiseStore};
-use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
+use replicator::core::status::{DiskState, ReplicationState, Role, Standing, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
@@ -51,13 +51,13 @@ impl FakePlane {
     /// Fail-over hears how the replica is.
     fn tell(&self, resource: ResourceId, record: Option<&Record>) {
         let record = record.filter(|record| record.primary == Some(self.node));
-        let local = Local {
-            member: self.member(),
+        self.tell.attached(resource, self.member());
+        let standing = Standing {
             failed: false,
             primary: record.map(|record| record.epoch),
             required: record.map(Record::members).unwrap_or_default(),
         };
-        self.tell.replica(resource, Some(local));
+        self.tell.standing(resource, standing);
     }
 
     fn role(&self, record: Option<&Record>) -> Role {
@@ -116,7 +116,7 @@ impl Plane for FakePlane {
         let mut state = self.state();
         state.commands.push(command);
         let change = match command {
-            Command::Promote { drop } => Change::Promote {
+            Command::Promote { drop, .. } => Change::Promote {
                 candidate: self.member(),
                 drop,
                 history: HistoryId(9),
@@ -174,9 +174,11 @@ struct FakeEngine(Arc<FakePlane>);
 impl Engine for FakeEngine {
     fn act(&self, action: failover::Action) {
         let (resource, command) = match action {
-            failover::Action::Promote { resource, drop, .. } => {
-                (resource, Command::Promote { drop })
-            }
+            failover::Action::Promote {
+                resource,
+                drop,
+                over,
+            } => (resource, Command::Promote { drop, over }),
             failover::Action::Demote { resource } => (resource, Command::Demote),
             _ => return,
         };
@@ -462,7 +464,10 @@ fn a_dead_old_primary_is_left_out_and_force_wants_it_confirmed() {
         let dropped = NodeSet::only(NodeId::new(1).unwrap());
         assert_eq!(
             first.plane.state().commands.last(),
-            Some(&Command::Promote { drop: dropped })
+            Some(&Command::Promote {
+                drop: dropped,
+                over: vocabulary::Epoch(2)
+            })
         );
         let view = first.node.status().await;
         assert_eq!(view.resources[0].in_sync, ["node1"]);

@@ -142,7 +142,10 @@ fn a_busy_leader_is_heard_no_more_often_than_needed_by_those_that_have_everythin
     let before = net.sent.len();
     net.run_ms(1_000);
     let beats = net.sent.len() - before;
-    assert!((60..=84).contains(&beats), "{beats}: 20 beats, 2 voters, 2 ways");
+    assert!(
+        (60..=84).contains(&beats),
+        "{beats}: 20 beats, 2 voters, 2 ways"
+    );
 }
 
 // --- entries --------------------------------------------------------------------------------------
@@ -246,7 +249,9 @@ fn what_changes_nothing_is_confirmed_without_a_new_document() {
     let before = net.core(1).promise().entry.at;
     let (same, refused) = (net.ask(1, Change::Same), net.ask(1, Change::Unless(1)));
     assert_eq!(net.answers.get(&same), None, "not from its own knowledge");
-    net.until("both are answered", |net| net.answers.contains_key(&refused));
+    net.until("both are answered", |net| {
+        net.answers.contains_key(&refused)
+    });
     assert_eq!(net.answers[&same], Decision::Committed);
     assert_eq!(net.answers[&refused], Decision::Refused(No));
     assert_eq!(net.core(1).promise().entry.at, before);
@@ -271,7 +276,12 @@ fn a_deposed_leader_does_not_answer_from_what_it_once_knew() {
 fn a_late_answer_to_an_older_beat_confirms_nothing() {
     let mut net = Net::led_by_1(3, 18);
     net.run_ms(500);
-    let old: Vec<_> = net.sent.iter().filter(|e| e.to == VoterId(1)).cloned().collect();
+    let old: Vec<_> = net
+        .sent
+        .iter()
+        .filter(|e| e.to == VoterId(1))
+        .cloned()
+        .collect();
     net.cut_off(1);
     let id = net.ask(1, Change::Same);
     for envelope in old {
@@ -439,9 +449,10 @@ fn an_entry_at_a_lower_place_replaces_nothing() {
     let mut net = Net::led_by_1(3, 28);
     net.commit(Change::Put(1));
     net.run_ms(300);
-    let first = net.sent.iter().find(|e| {
-        e.to == VoterId(2) && matches!(e.message, Message::Entry { .. })
-    });
+    let first = net
+        .sent
+        .iter()
+        .find(|e| e.to == VoterId(2) && matches!(e.message, Message::Entry { .. }));
     let first = first.unwrap().clone();
     assert_eq!(first.term, net.term(2));
     net.deliver(2, first);
@@ -482,13 +493,18 @@ fn voters_are_added_one_at_a_time_up_to_seven() {
         net.install(number, blank(voter(number), &[]));
         net.commit(Change::Add(voter(number)));
         net.until("it has the document", |net| {
-            net.place(number).knows.as_ref().is_some_and(|doc| doc.voters.len() == usize::from(number))
+            net.place(number)
+                .knows
+                .as_ref()
+                .is_some_and(|doc| doc.voters.len() == usize::from(number))
         });
     }
     for number in 1..=3 {
         net.stop(number);
     }
-    net.until("the other four go on", |net| net.leader().is_some_and(|n| n > 3));
+    net.until("the other four go on", |net| {
+        net.leader().is_some_and(|n| n > 3)
+    });
     net.commit(Change::Put(1));
 }
 
@@ -517,7 +533,10 @@ fn a_change_of_voters_counts_by_the_new_document_and_the_next_one_waits_for_it()
     net.until("both are done", |net| net.answers.contains_key(&remove));
     assert_eq!(net.answers[&add], Decision::Committed);
     assert_eq!(net.answers[&remove], Decision::Committed);
-    assert_eq!(net.core(1).promise().entry.content.voters, [voter(1), voter(3), voter(4)]);
+    assert_eq!(
+        net.core(1).promise().entry.content.voters,
+        [voter(1), voter(3), voter(4)]
+    );
 }
 
 #[test]
@@ -543,7 +562,10 @@ fn a_leader_that_is_removed_leads_until_that_is_committed_and_no_longer() {
     net.cut_off(3);
     let id = net.ask(1, Change::Remove(VoterId(1)));
     net.run_ms(100);
-    assert!(net.core(1).leads(), "1 itself does not count: 2 is one of two");
+    assert!(
+        net.core(1).leads(),
+        "1 itself does not count: 2 is one of two"
+    );
     assert_eq!(net.answers.get(&id), None);
     net.cut.clear();
     net.until("it is answered", |net| net.answers.contains_key(&id));

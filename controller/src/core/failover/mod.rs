@@ -41,9 +41,18 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
+        Self::with_lease(500)
+    }
+}
+
+impl Settings {
+    /// Time-outs that go with a lease of so many ms.
+    #[must_use]
+    pub const fn with_lease(lease_ms: u64) -> Self {
         Self {
-            beacon_ms: 100,
-            lease_ms: 500,
+            // Several may be lost before the lease is.
+            beacon_ms: lease_ms / 5,
+            lease_ms,
             drift_percent: 1,
             stagger_ms: 150,
             fence_delay_ms: 5_000,

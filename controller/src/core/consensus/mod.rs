@@ -430,7 +430,7 @@ impl<C: Content> Consensus<C> {
         self.count_votes(now, out);
     }
 
-    /// Is this voter one by its stored document? A new one is not until it was sent a document.
+    /// Is this voter one by its stored document?
     #[must_use]
     pub fn votes(&self) -> bool {
         let voters = self.promise.entry.content.voters();
@@ -637,7 +637,8 @@ impl<C: Content> Consensus<C> {
     fn accept(&mut self, entry: Entry<C>, out: &mut Vec<Action<C>>) {
         let newer = entry.at > self.promise.entry.at
             || mutated(Mutation::LowerEntryAccepted) && entry.at != self.promise.entry.at;
-        if newer && entry.at.term == self.promise.term {
+        let own = entry.at.term == self.promise.term || mutated(Mutation::OldEntryCommitted);
+        if newer && own {
             self.promise.entry = entry;
             self.committed = false;
             self.save(out);

@@ -134,7 +134,11 @@ pub(super) struct Net {
     pub(super) double_percent: u64,
     pub(super) answers: BTreeMap<u64, Decision<No>>,
     commands: u64,
-    /// Every message that was sent: kind and sender, for tests that count.
+    /// The newest document that was committed when a command came.
+    asked: BTreeMap<u64, Position>,
+    /// Who voted first.
+    first: Vec<Voter>,
+    /// Every message that was sent.
     pub(super) sent: Vec<Envelope<Doc>>,
     pub(super) committed: BTreeMap<Position, Doc>,
     pub(super) leaders: BTreeMap<Term, VoterId>,
@@ -157,11 +161,13 @@ impl Net {
             double_percent: 0,
             answers: BTreeMap::new(),
             commands: 0,
+            asked: BTreeMap::new(),
+            first: (1..=count).map(voter).collect(),
             sent: Vec::new(),
             committed: BTreeMap::new(),
             leaders: BTreeMap::new(),
         };
-        let voters: Vec<Voter> = (1..=count).map(voter).collect();
+        let voters = net.first.clone();
         for number in 1..=count {
             net.install(number, blank(voter(number), &voters));
         }
@@ -208,6 +214,7 @@ impl Net {
     /// The process ends; what it was writing is there or not, in the order of writing.
     pub(super) fn stop(&mut self, number: u8) {
         let left = self.random(4);
+        let voters = self.first.clone();
         let place = self.place(number);
         place.core = None;
         place.knows = None;
@@ -217,6 +224,10 @@ impl Net {
             && let Some((.., promise)) = writes.pop_front()
         {
             place.disk = promise;
+        }
+        if mutated(Mutation::BlankVoterVotes) {
+            let me = voter_as(number, place.disk.voter.0);
+            place.disk = blank(me, &voters);
         }
     }
 
@@ -297,6 +308,9 @@ impl Net {
     pub(super) fn ask(&mut self, number: u8, command: Change) -> u64 {
         self.commands += 1;
         let id = CommandId(self.commands);
+        if let Some((&at, _)) = self.committed.last_key_value() {
+            self.asked.insert(id.0, at);
+        }
         self.handle(number, Event::Command { id, command });
         id.0
     }
@@ -378,6 +392,16 @@ impl Net {
                 self.place(number).knows = Some(content);
             }
             Action::Answer { id, decision } => {
+                let decided = matches!(decision, Decision::Committed | Decision::Refused(_));
+                if decided && let Some(at) = self.asked.get(&id.0) {
+                    let known = self.committed.iter().rev();
+                    let mine = self.places[&number].knows.as_ref();
+                    let mine = known.into_iter().find(|(_, doc)| Some(*doc) == mine);
+                    assert!(
+                        mine.is_some_and(|(mine, _)| mine >= at),
+                        "decided by what it knew once"
+                    );
+                }
                 let twice = self.answers.insert(id.0, decision);
                 assert_eq!(twice, None, "{id:?} answered twice");
             }
@@ -470,9 +494,27 @@ impl Net {
     pub(super) fn until(&mut self, what: &str, mut so: impl FnMut(&mut Self) -> bool) {
         let end = self.now.plus_ms(60_000);
         while !so(self) {
-            assert!(self.now < end, "in a minute not: {what}\n{self:#?}");
+            assert!(
+                self.now < end,
+                "in a minute not: {what}\n{}",
+                self.summary()
+            );
             self.step();
         }
+    }
+
+    fn summary(&self) -> String {
+        let place = |(number, place): (&u8, &Place)| match &place.core {
+            Some(core) => format!(
+                "{number}: {:?} leads {} {:?} of {:?}\n",
+                core.me().id,
+                core.leads(),
+                (core.promise.term, core.promise.vote, core.promise.entry.at),
+                core.promise.entry.content.voters
+            ),
+            None => format!("{number}: stopped\n"),
+        };
+        self.places.iter().map(place).collect()
     }
 
     /// How many of the messages sent so far are of this kind.

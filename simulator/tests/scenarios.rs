@@ -680,6 +680,33 @@ fn incarnation_of_a_reset_machine_does_not_answer_for_the_old_one() {
     assert!(!s.is_blank(1, 10));
 }
 
+/// The member that lost its cache stands in the record all the while that it is renewed. What it has
+/// not got back is not flushed on it, whatever it answers: should the others lose their caches too, it
+/// may be promoted.
+#[test]
+fn a_flush_covers_what_a_renewed_member_lost() {
+    let last = EXTENT_BYTES / BLOCK - 1;
+    for at_us in (0..40).map(|n| n * 50) {
+        let mut s = Stage::of(2, EXTENT_BYTES, |config| {
+            config.min_redundancy = 2;
+            config.settings.admit_below_bytes = 64 << 10;
+        });
+        s.pass(1000);
+        s.write(0, block(last));
+        s.power_off(1);
+        s.start(1);
+        s.wait("little is left to copy", |w| {
+            let status = w.node(node(0)).core.as_ref().map(|c| c.status(w.now));
+            let peers = status.into_iter().flat_map(|s| s.peers);
+            let mut progress = peers.flat_map(|p| p.progress).flatten();
+            progress.any(|p| p.left_bytes <= 64 << 10)
+        });
+        s.world.run_us(at_us);
+        s.flush(0);
+        s.rest();
+    }
+}
+
 #[test]
 fn bits_are_handed_over_at_the_admit() {
     let mut s = Stage::new(3);

@@ -5,6 +5,7 @@
 use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::DiskState;
 use simulator::client::Ask;
+use simulator::disk::Loss;
 use simulator::stage::{Stage, block, node};
 use vocabulary::{BLOCK_BYTES, ByteRange, EXTENT_BYTES, NodeSet, Refusal, VolumeId};
 
@@ -901,4 +902,36 @@ fn copies_are_in_the_targets_window() {
 #[test]
 fn force_sets_all_bits() {
     simulator::executions::force_sets_all_bits();
+}
+
+/// A client that saw, after a power loss of all, that a write is gone must not meet it again after the
+/// next one, as it does not on one disk: it has decided by what it read (a journal was replayed or not).
+#[test]
+fn what_was_read_in_a_new_history_stays_so_after_the_next_power_loss() {
+    for (first, second) in [(0, 1), (1, 0)] {
+        let mut s = Stage::new(2);
+        s.pass(1000);
+        // Lost in 0's cache, on 1 it had reached the medium.
+        s.write(0, block(10));
+        s.world.power_off(node(0), Loss::All);
+        s.world.power_off(node(1), Loss::Nothing);
+        s.start(0);
+        s.start(1);
+        s.pass(200);
+        s.promote(first);
+        // The other is a member still, by its old incarnation, and can't be evicted.
+        s.world.store.up = false;
+        let read = s.ask(first, Ask::Read(block(10)));
+        s.pass(20);
+        assert!(s.is_open(read), "answered while {second} may say otherwise");
+        s.power_off(0);
+        s.power_off(1);
+        s.world.store.up = true;
+        s.start(0);
+        s.start(1);
+        s.pass(200);
+        s.promote(second);
+        s.read(second, block(10));
+        s.rest();
+    }
 }

@@ -502,6 +502,17 @@ impl<P: Payload> Primary<P> {
         self.start_flush(cx);
     }
 
+    /// Members that came to this epoch with another incarnation are renewed or gone: only now can none
+    /// of them be promoted with other bytes than clients have read here, whoever loses power (RULES 8).
+    pub(super) fn check_renewed(&mut self, cx: &mut Cx<'_, '_, P>) {
+        let mut others = cx.record.in_sync.iter().filter(|m| m.node != self.node);
+        if others.all(|m| self.peers.get(&m.node).is_some_and(|p| p.joined)) {
+            for set in &mut self.unrenewed {
+                set.clear();
+            }
+        }
+    }
+
     // ---- invalidate ----
 
     pub(super) fn start_invalidate(

@@ -155,6 +155,9 @@ pub(crate) struct Primary<P> {
     /// Ranges that not all members are known to hold alike (RULES 8); requests there wait.
     unreconciled: Vec<BlockSet>,
     reconciling: bool,
+    /// Where members that came to this epoch with another incarnation may differ, until each of them
+    /// is renewed or evicted; requests there wait as well.
+    unrenewed: Vec<BlockSet>,
     /// A flush from this place on settles what the reconciliation copied.
     settled_after: Seq,
     admitting: Option<Admitting>,
@@ -197,6 +200,7 @@ impl<P: Payload> Primary<P> {
             next_repair: 0,
             unreconciled: vec![BlockSet::default(); volumes],
             reconciling: false,
+            unrenewed: vec![BlockSet::default(); volumes],
             settled_after: Seq(0),
             admitting: None,
             proposal: None,
@@ -348,7 +352,8 @@ impl<P: Payload> Primary<P> {
         }
         let volume = request.at.volume.index();
         let full = !matches!(request.body, Body::Read) && self.window_full(cx);
-        if full || self.unreconciled[volume].overlaps(request.piece) {
+        let in_doubt = [&self.unreconciled[volume], &self.unrenewed[volume]];
+        if full || in_doubt.iter().any(|set| set.overlaps(request.piece)) {
             self.gated.push_back(key);
             return;
         }
@@ -674,6 +679,7 @@ impl<P: Payload> Primary<P> {
             self.start_serving(cx);
         }
         self.check_reconciled(cx);
+        self.check_renewed(cx);
         self.check_drained(cx);
         self.open_gate(cx);
         self.answer_waiting(cx);

@@ -61,12 +61,14 @@ async fn serve(config: Arc<Config>) -> Outcome {
     let resources = Arc::new(Resources::new(
         Arc::clone(&config),
         controller.handle(),
+        controller.failover(),
         Arc::clone(&plane),
         Arc::clone(&events),
     ));
     let node = Arc::new(Node {
         config: Arc::clone(&config),
         store: controller.handle(),
+        failover: controller.failover(),
         plane,
         resources: Arc::clone(&resources),
         events: Arc::clone(&events),

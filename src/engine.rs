@@ -69,7 +69,10 @@ impl Engine for PlaneEngine {
                 self.handle
                     .command(resource, Command::Demote, Box::new(ended));
             }
-            Action::Granted { .. } | Action::Serve { .. } | Action::Send(..) => {}
+            Action::Granted { .. }
+            | Action::Serve { .. }
+            | Action::Send(..)
+            | Action::Fence { .. } => {}
         }
     }
 

@@ -40,6 +40,7 @@ fn created() -> Document {
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
                 state: NodeState::Online,
+                fencing: None,
             },
         })
         .collect();
@@ -110,6 +111,7 @@ fn replica(role: &str, disk_state: &str, replication_state: &str) -> LocalResour
         disk_state: disk_state.to_owned(),
         replication_state: replication_state.to_owned(),
         problem: None,
+        reason: None,
         waiting_for: Vec::new(),
         verify: None,
         primary: role == "Primary",

@@ -7,6 +7,7 @@ mod addresses;
 mod beacons;
 mod clock;
 mod datagram;
+mod fencing;
 mod frame;
 mod handle;
 mod link;
@@ -16,6 +17,7 @@ mod voter;
 mod wire;
 
 pub use beacons::{Engine, FailoverHandle};
+pub use fencing::FenceError;
 pub use frame::{FrameError, MAX_FRAME_BYTES};
 pub use handle::{CommandError, Forwarded, PeerError, StoreHandle};
 
@@ -115,6 +117,7 @@ impl Controller {
             .map_err(StartError::Thread)?;
         let (jobs, job_queue) = mpsc::channel(QUEUE);
         let (forwarded, forwarded_queue) = mpsc::channel(QUEUE);
+        let (orders, order_queue) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
         let known = Known::default();
         let addresses = Addresses::new(config.peers, known.clone());
@@ -138,6 +141,7 @@ impl Controller {
             known: known.clone(),
             addresses: addresses.clone(),
             engine: config.engine,
+            orders,
         };
         let (failover, beacons) = beacons::start(beacons, socket, stopped.clone())?;
         let links = link::Links::new(who.clone(), known.clone(), addresses);
@@ -148,10 +152,12 @@ impl Controller {
             voter: config.voter,
             settings: config.consensus,
             random: config.run,
+            failover: failover.clone(),
         };
+        let queues = (job_queue, order_queue);
         let thread = std::thread::Builder::new()
             .name("controller".to_owned())
-            .spawn(move || runtime.block_on(store.run(listener, job_queue, forwarded, stopped)))
+            .spawn(move || runtime.block_on(store.run(listener, queues, forwarded, stopped)))
             .map_err(StartError::Thread)?;
         Ok((
             Self {
@@ -195,13 +201,17 @@ struct Store {
     voter: Option<(PromiseStore, Promise)>,
     settings: consensus::Settings,
     random: u64,
+    failover: FailoverHandle,
 }
 
 impl Store {
     async fn run(
         self,
         listener: TcpListener,
-        jobs: mpsc::Receiver<handle::Job>,
+        (jobs, orders): (
+            mpsc::Receiver<handle::Job>,
+            mpsc::UnboundedReceiver<fencing::Order>,
+        ),
         forwarded: mpsc::Sender<Forwarded>,
         mut stopped: watch::Receiver<bool>,
     ) {
@@ -219,6 +229,11 @@ impl Store {
             voter: voter.clone(),
             known: self.known.clone(),
             links: self.links.clone(),
+        };
+        let fencer = fencing::Fencer {
+            known: self.known.clone(),
+            voter: voter.clone(),
+            failover: self.failover,
         };
         let server = server::Server {
             who: self.who.clone(),
@@ -248,6 +263,7 @@ impl Store {
             () = server.run(listener) => {}
             () = links.keep() => {}
             () = router.run(jobs) => {}
+            () = fencer.run(orders) => {}
             () = vote => {}
             _ = stopped.wait_for(|stop| *stop) => {}
         }

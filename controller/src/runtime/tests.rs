@@ -74,6 +74,7 @@ fn document(peers: &BTreeMap<NodeId, String>) -> Document {
                         control: address.clone(),
                         replication: address.clone(),
                         state: NodeState::Online,
+                        fencing: None,
                     },
                 })
                 .unwrap()

@@ -17,6 +17,7 @@ fn promise(name: &str) -> Promise {
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
                 state: NodeState::Online,
+                fencing: None,
             },
         })
         .unwrap();
@@ -43,22 +44,22 @@ fn the_bytes_of_a_copy_stay_as_they_are() {
         concat!(
             "4c53434f4e464947",                 // magic
             "02000000",                         // format
-            "28000000",                         // length
+            "29000000",                         // length
             "0300000000000000",                 // sequence
             "100f0e0d0c0b0a090807060504030201", // cluster
-            "5918ec09",                         // checksum of the promise
-            "0f6b5f97",                         // checksum of the header
+            "56bee37b",                         // checksum of the promise
+            "af34b589",                         // checksum of the header
             // voter, term, vote, position of the entry
             "05",
             "04",
             "0106",
             "0302",
-            // cluster (a varint), version, no voters, one node: id, name, two addresses, state; no resources
+            // cluster (a varint), version, no voters, one node: id, name, two addresses, state, no fence agent; no resources
             "909eb8e8c0e1828589909cb0d080c1818202",
             "01",
             "00",
             "01",
-            "00016e03683a3103683a3200",
+            "00016e03683a3103683a320000",
             "00",
         )
     );

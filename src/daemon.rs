@@ -22,6 +22,10 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+/// A primary whose disk leaves a request unanswered for so long stops its beacons, and another node takes
+/// over. Longer than a flush takes on a busy disk that is well.
+const DISK_LIMIT_MS: u64 = 5_000;
+
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(args: &DaemonArgs) -> Outcome {
     let config = Config::load(&args.config)?;
@@ -52,11 +56,13 @@ async fn serve(config: Arc<Config>) -> Outcome {
         thread: data_plane,
         plane,
         reports,
-    } = crate::data::start(&config)?;
-    let engine = PlaneEngine {
-        handle: data_plane.handle(),
-        tell: tell.clone(),
-    };
+    } = crate::data::start(&config, &tell)?;
+    let engine = PlaneEngine::new(
+        data_plane.handle(),
+        tell.clone(),
+        config.file.settings.lease_ms,
+        DISK_LIMIT_MS,
+    );
     let issuer = Issuer::load(&config.file.keys(), &config.identity)?.map(Arc::new);
     let (controller, forwarded) = start_controller(&config, issuer.clone(), Box::new(engine))?;
     let nodes = tokio::spawn(membership::keep_nodes(
@@ -146,7 +152,7 @@ fn start_controller(
             .collect(),
         voter: Some(voter),
         consensus: consensus::Settings::default(),
-        failover: failover::Settings::default(),
+        failover: failover::Settings::with_lease(config.file.settings.lease_ms),
         engine,
         run: rand::random(),
     })?)

@@ -22,6 +22,7 @@ mod node;
 mod operation;
 mod plane;
 mod resources;
+mod secure;
 mod size;
 mod status;
 mod taken;

@@ -30,6 +30,7 @@ pub(crate) fn entry(id: NodeId, file: &NodeFile) -> Node {
         control: file.control.own.clone(),
         replication: file.replication.own.clone(),
         state: NodeState::Online,
+        fencing: None,
     }
 }
 
@@ -179,6 +180,7 @@ pub(crate) async fn announce(config: Arc<Config>, store: StoreHandle) {
         }
         let node = Node {
             state: known.state,
+            fencing: known.fencing,
             ..wanted.clone()
         };
         if let Err(error) = store.command(Command::SetNode { node }).await {

@@ -154,6 +154,11 @@ impl Node {
                 ref node,
             } => self.move_resource(resource, node.as_deref()).await,
             Operation::SetNode { ref node, state } => self.set_node_state(node, state).await,
+            Operation::SetFencing { ref node, fencing } => self.set_fencing(node, fencing).await,
+            Operation::Fence {
+                ref node,
+                confirmed,
+            } => self.fence(node, confirmed).await,
             Operation::Demote {
                 ref resource,
                 ref node,

@@ -44,6 +44,13 @@ pub(crate) enum Operation {
     },
     /// What an operator says of a node.
     SetNode { node: String, state: NodeWord },
+    /// How a node is switched off; none: not at all.
+    SetFencing {
+        node: String,
+        fencing: Option<FencingSpec>,
+    },
+    /// A node is to be switched off, or is, by the operator's word.
+    Fence { node: String, confirmed: bool },
     /// The primary stops serving, and nobody else does.
     Demote {
         resource: String,
@@ -81,6 +88,15 @@ pub(crate) enum Operation {
     },
     /// What this node alone knows; daemons ask each other for it.
     LocalView,
+}
+
+/// A fence agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FencingSpec {
+    pub(crate) agent: String,
+    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) timeout_s: u32,
 }
 
 /// A node's state in the API's words.

@@ -268,6 +268,18 @@ pub(crate) fn reason(waiting: &Waiting, document: &Document) -> String {
         Waiting::Down => "an operator has demoted it; `lockstep promote` brings it up".to_owned(),
         Waiting::Creation => "its replicas are still being created".to_owned(),
         Waiting::Quorum => "waiting for a majority of the configuration store's voters: start more of the nodes, or mend the network".to_owned(),
+        Waiting::Peer(node) => format!(
+            "waiting for {0}: it may have gone on alone while this node was away; if it never returns: `lockstep node confirm-dead {0}`, which may lose what it wrote",
+            document.node_name(*node)
+        ),
+        Waiting::ConfirmDead(node) => format!(
+            "waiting for {0}, or for your word: two voters need each other, and no fence agent is configured; make sure that it is off, then `lockstep node confirm-dead {0}`",
+            document.node_name(*node)
+        ),
+        Waiting::Fence(node) => format!(
+            "{} does not answer and is being switched off by its fence agent",
+            document.node_name(*node)
+        ),
         Waiting::LastGoodCopy(nodes) => format!(
             "waiting for {}: it has the last good copy; if it never returns: `lockstep promote RESOURCE NODE --accept-data-loss`",
             names(nodes)

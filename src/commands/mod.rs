@@ -7,7 +7,7 @@ mod show;
 
 use crate::cli::{Cli, Command, NodeCommand, ResourceCommand, VolumeCommand};
 use crate::client::Client;
-use crate::operation::{NodeWord, Operation};
+use crate::operation::{FencingSpec, NodeWord, Operation};
 use std::process::ExitCode;
 
 /// A command's end: what to exit with.
@@ -75,16 +75,29 @@ pub(crate) fn run(cli: Cli) -> Outcome {
             ))
         }
         Command::Node(command) => {
-            let (node, state) = match command {
-                NodeCommand::Standby { node } => (node, NodeWord::Standby),
-                NodeCommand::Online { node } => (node, NodeWord::Online),
-                NodeCommand::Maintenance { node } => (node, NodeWord::Maintenance),
+            let state = |node, state| Operation::SetNode { node, state };
+            let operation = match command {
+                NodeCommand::Standby { node } => state(node, NodeWord::Standby),
+                NodeCommand::Online { node } => state(node, NodeWord::Online),
+                NodeCommand::Maintenance { node } => state(node, NodeWord::Maintenance),
+                NodeCommand::Fence { node } => Operation::Fence {
+                    node,
+                    confirmed: false,
+                },
+                NodeCommand::ConfirmDead { node } => Operation::Fence {
+                    node,
+                    confirmed: true,
+                },
+                NodeCommand::Fencing(args) => Operation::SetFencing {
+                    node: args.node,
+                    fencing: args.agent.map(|agent| FencingSpec {
+                        agent,
+                        parameters: args.set,
+                        timeout_s: args.timeout,
+                    }),
+                },
             };
-            block_on(operate::run(
-                &client,
-                Operation::SetNode { node, state },
-                json,
-            ))
+            block_on(operate::run(&client, operation, json))
         }
         Command::Connect(target) => {
             let (resource, node) = (target.resource, target.node);

@@ -3,9 +3,10 @@
 //! directly: nothing else may take a replica's data for the truth.
 
 use super::{LOOK_EVERY, Node, Subject, node_id};
-use crate::operation::{Done, Failure, NodeWord, Operation};
+use crate::operation::{Done, Failure, FencingSpec, NodeWord, Operation};
 use crate::view::{LocalResource, LocalView};
-use controller::core::{Command as StoreCommand, NodeState};
+use controller::core::{Command as StoreCommand, Fencing, NodeState};
+use controller::runtime::FenceError;
 use replicator::core::api::Command;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -252,7 +253,11 @@ impl Node {
                         ),
                     ));
                 }
-                None => self.failover.fenced(old),
+                None => {
+                    // Where it was one of two voters, this node goes on alone if it may.
+                    let confirmed = self.failover.confirm_dead(old).await;
+                    confirmed.map_err(|error| Failure::new(what, error, ""))?;
+                }
             }
         }
         self.command(what, subject, Command::Force).await?;
@@ -286,6 +291,70 @@ impl Node {
                 format!("{node} is in maintenance: nothing is started or moved on its account")
             }
         }))
+    }
+
+    /// How a node is switched off from now on.
+    pub(super) async fn set_fencing(
+        &self,
+        node: &str,
+        fencing: Option<FencingSpec>,
+    ) -> Result<Done, Failure> {
+        let what = format!("can't set the fence agent of {node}");
+        let document = self.document(&what)?;
+        let id = node_id(&what, &document, node)?;
+        let text = match &fencing {
+            Some(spec) => format!("{node} is switched off by {}", spec.agent),
+            None => format!("{node} has no fence agent"),
+        };
+        let fencing = fencing.map(|spec| Fencing {
+            agent: spec.agent,
+            parameters: spec.parameters,
+            timeout_s: spec.timeout_s,
+        });
+        self.change(&what, StoreCommand::SetFencing { node: id, fencing })
+            .await?;
+        Ok(Done::new(text))
+    }
+
+    /// Has a node switched off, or takes the operator's word that it is.
+    pub(super) async fn fence(&self, node: &str, confirmed: bool) -> Result<Done, Failure> {
+        let what = if confirmed {
+            format!("can't go on without {node}")
+        } else {
+            format!("can't switch {node} off")
+        };
+        let document = self.document(&what)?;
+        let id = node_id(&what, &document, node)?;
+        if id == self.config.node {
+            let remedy = "give the command on another node";
+            return Err(Failure::new(what, "it is this node itself", remedy));
+        }
+        let alive = self.ask(id, &Operation::LocalView, super::VIEW_LIMIT).await;
+        if confirmed && alive.is_ok() {
+            return Err(Failure::new(
+                what,
+                "it answers",
+                format!("lockstep node standby {node}"),
+            ));
+        }
+        let result = if confirmed {
+            self.failover.confirm_dead(id).await
+        } else {
+            self.failover.fence(id).await
+        };
+        if let Err(error) = result {
+            let remedy = match error {
+                FenceError::NoAgent => format!("lockstep node fencing {node} --agent PATH"),
+                FenceError::NotAlone(_) => {
+                    "start the other node; `lockstep status` says what this one waits for"
+                        .to_owned()
+                }
+                _ => "see the daemon's log".to_owned(),
+            };
+            return Err(Failure::new(what, error, remedy));
+        }
+        let verb = if confirmed { "counts as" } else { "is" };
+        Ok(Done::new(format!("{node} {verb} switched off")))
     }
 
     async fn change(&self, what: &str, command: StoreCommand) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::config::NodeFile;
+use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
@@ -10,12 +11,12 @@ use controller::core::failover;
 use controller::pki::{Authority, Identity};
 use controller::runtime::{Config as ControllerConfig, Controller, Engine};
 use controller::store::{Promise, PromiseStore};
-use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
+use replicator::core::status::{DiskState, ReplicationState, Role, Standing, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
 use vocabulary::{
-    Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, ResourceId,
+    Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId,
 };
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -25,6 +26,7 @@ const BOUND: Duration = Duration::from_secs(20);
 struct FakePlane {
     node: NodeId,
     up: mpsc::UnboundedSender<PlaneEvent>,
+    tell: Tell,
     state: Mutex<FakeState>,
 }
 
@@ -50,6 +52,18 @@ impl FakePlane {
         }
     }
 
+    /// Fail-over hears how the replica is.
+    fn tell(&self, resource: ResourceId, record: Option<&Record>) {
+        let record = record.filter(|record| record.primary == Some(self.node));
+        self.tell.attached(resource, self.member());
+        let standing = Standing {
+            failed: false,
+            primary: record.map(|record| record.epoch),
+            required: record.map(Record::members).unwrap_or_default(),
+        };
+        self.tell.standing(resource, standing);
+    }
+
     fn role(&self, record: Option<&Record>) -> Role {
         if record.is_some_and(|record| record.primary == Some(self.node)) {
             Role::Primary
@@ -70,6 +84,9 @@ impl Plane for FakePlane {
                 empty: true,
             })
         };
+        if result.is_ok() {
+            self.tell(request.resource, None);
+        }
         self.state().attached.push(request);
         answer.send(result).unwrap();
         receiver
@@ -82,6 +99,7 @@ impl Plane for FakePlane {
     fn nodes(&self, _: &[NodeEntry]) {}
 
     fn record(&self, record: Record) {
+        self.tell(record.resource, Some(&record));
         let mut state = self.state();
         state.record = Some(record);
         for waiting in state.waiting.drain(..) {
@@ -104,7 +122,7 @@ impl Plane for FakePlane {
         let mut state = self.state();
         state.commands.push(command);
         let change = match command {
-            Command::Promote { drop } => Change::Promote {
+            Command::Promote { drop, .. } => Change::Promote {
                 candidate: self.member(),
                 drop,
                 history: HistoryId(9),
@@ -156,11 +174,22 @@ impl Plane for FakePlane {
     }
 }
 
-/// Promotions come from the tests.
-struct NoEngine;
+/// The fake data plane as fail-over sees it.
+struct FakeEngine(Arc<FakePlane>);
 
-impl Engine for NoEngine {
-    fn act(&self, _: failover::Action) {}
+impl Engine for FakeEngine {
+    fn act(&self, action: failover::Action) {
+        let (resource, command) = match action {
+            failover::Action::Promote {
+                resource,
+                drop,
+                over,
+            } => (resource, Command::Promote { drop, over }),
+            failover::Action::Demote { resource } => (resource, Command::Demote),
+            _ => return,
+        };
+        drop(self.0.command(resource, command));
+    }
 
     fn turns(&self) -> bool {
         true
@@ -230,6 +259,16 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         let store = PromiseStore::create(&dir.join("configuration"), &promise).unwrap();
         (store, promise)
     });
+    let (up, from_plane) = mpsc::unbounded_channel();
+    let plane = Arc::new(FakePlane {
+        node: config.node,
+        up,
+        tell: Tell::default(),
+        state: Mutex::new(FakeState {
+            refuse_attach,
+            ..FakeState::default()
+        }),
+    });
     let (controller, forwarded) = Controller::start(ControllerConfig {
         identity: config.identity.clone(),
         issuer: None,
@@ -240,19 +279,11 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         voter,
         consensus: consensus::Settings::default(),
         failover: failover::Settings::default(),
-        engine: Box::new(NoEngine),
+        engine: Box::new(FakeEngine(Arc::clone(&plane))),
         run: 1,
     })
     .unwrap();
-    let (up, from_plane) = mpsc::unbounded_channel();
-    let plane = Arc::new(FakePlane {
-        node: config.node,
-        up,
-        state: Mutex::new(FakeState {
-            refuse_attach,
-            ..FakeState::default()
-        }),
-    });
+    plane.tell.begin(controller.failover());
     let events = Arc::new(Events::new(name.to_string()));
     let resources = Arc::new(Resources::new(
         Arc::clone(config),
@@ -350,7 +381,7 @@ fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
 
         let failure = first.node.operate(promote(None)).await.unwrap_err();
         assert_eq!(failure.why, "node2 is its primary and serves it");
-        assert_eq!(failure.remedy, "first: lockstep demote r0 node2");
+        assert_eq!(failure.remedy, "lockstep move r0 node1");
         let failure = first
             .node
             .operate(Operation::DeleteResource {
@@ -456,7 +487,10 @@ fn a_dead_old_primary_is_left_out_and_force_wants_it_confirmed() {
         let dropped = NodeSet::only(NodeId::new(1).unwrap());
         assert_eq!(
             first.plane.state().commands.last(),
-            Some(&Command::Promote { drop: dropped })
+            Some(&Command::Promote {
+                drop: dropped,
+                over: vocabulary::Epoch(2)
+            })
         );
         let view = first.node.status().await;
         assert_eq!(view.resources[0].in_sync, ["node1"]);

@@ -40,6 +40,7 @@ fn created() -> Document {
                 control: vec![format!("h{id}:1")],
                 replication: vec![format!("h{id}:2")],
                 state: NodeState::Online,
+                fencing: None,
             },
         })
         .collect();

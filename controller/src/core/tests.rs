@@ -50,6 +50,7 @@ fn set_node(id: u8) -> Command {
             control: vec![format!("127.0.0.1:{}", 7000 + u16::from(id))],
             replication: vec![format!("127.0.0.1:{}", 7100 + u16::from(id))],
             state: NodeState::Online,
+            fencing: None,
         },
     }
 }
@@ -344,6 +345,7 @@ fn nodes_join_under_ids_and_addresses_of_their_own_and_do_not_come_back() {
         control: vec![format!("127.0.0.1:{port}")],
         replication: vec![format!("127.0.0.1:{}", port + 1)],
         state: NodeState::Online,
+        fencing: None,
     };
     let add = |node: Node| Command::AddNode { node };
     let cluster = cluster();

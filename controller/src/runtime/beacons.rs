@@ -3,6 +3,7 @@
 
 use super::addresses::Addresses;
 use super::datagram::{MAX_DATAGRAM_BYTES, Sockets, decode, encode};
+use super::fencing::{FenceError, Order};
 use super::voter::Known;
 use super::{StartError, clock};
 use crate::core::failover::{Action, Event, Failover, Local, Settings, Waiting};
@@ -38,6 +39,7 @@ enum Input {
     Replica(ResourceId, Option<Local>),
     PromotionEnded(ResourceId),
     Fenced(NodeId),
+    FenceFailed(NodeId),
     Waiting(ResourceId, oneshot::Sender<Option<Waiting>>),
 }
 
@@ -45,6 +47,7 @@ enum Input {
 #[derive(Clone, Debug)]
 pub struct FailoverHandle {
     inputs: mpsc::UnboundedSender<Input>,
+    orders: mpsc::UnboundedSender<Order>,
 }
 
 impl FailoverHandle {
@@ -59,8 +62,40 @@ impl FailoverHandle {
     }
 
     /// The node is switched off for certain.
-    pub fn fenced(&self, node: NodeId) {
+    pub(super) fn fenced(&self, node: NodeId) {
         self.send(Input::Fenced(node));
+    }
+
+    /// The node could not be switched off.
+    pub(super) fn fence_failed(&self, node: NodeId) {
+        self.send(Input::FenceFailed(node));
+    }
+
+    /// Has the node switched off by its fence agent.
+    ///
+    /// # Errors
+    /// Why it does not count as switched off.
+    pub async fn fence(&self, node: NodeId) -> Result<(), FenceError> {
+        self.order(|answer| Order::Fence(node, Some(answer))).await
+    }
+
+    /// Takes an operator's word that the node is off.
+    ///
+    /// # Errors
+    /// Why this node does not go on without it all the same.
+    pub async fn confirm_dead(&self, node: NodeId) -> Result<(), FenceError> {
+        self.order(|answer| Order::Confirm(node, answer)).await
+    }
+
+    async fn order(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<(), FenceError>>) -> Order,
+    ) -> Result<(), FenceError> {
+        let (answer, done) = oneshot::channel();
+        self.orders
+            .send(order(answer))
+            .map_err(|_| FenceError::Stopping)?;
+        done.await.map_err(|_| FenceError::Stopping)?
     }
 
     /// What a resource without a primary waits for.
@@ -87,6 +122,8 @@ pub(super) struct Beacons {
     pub(super) known: Known,
     pub(super) addresses: Addresses,
     pub(super) engine: Box<dyn Engine>,
+    /// Where nodes are switched off.
+    pub(super) orders: mpsc::UnboundedSender<Order>,
 }
 
 /// Starts the thread; it ends when `stopped` says so.
@@ -100,6 +137,7 @@ pub(super) fn start(
         .build()
         .map_err(StartError::Thread)?;
     let (inputs, queue) = mpsc::unbounded_channel();
+    let orders = beacons.orders.clone();
     let thread = std::thread::Builder::new()
         .name("beacons".to_owned())
         .spawn(move || {
@@ -111,7 +149,7 @@ pub(super) fn start(
             });
         })
         .map_err(StartError::Thread)?;
-    Ok((FailoverHandle { inputs }, thread))
+    Ok((FailoverHandle { inputs, orders }, thread))
 }
 
 impl Beacons {
@@ -133,6 +171,8 @@ impl Beacons {
         documents.mark_changed();
         let mut leaders = self.known.leader.subscribe();
         leaders.mark_changed();
+        let mut current = self.known.current.subscribe();
+        current.mark_changed();
         let mut core = Failover::new(self.node, self.run, self.settings, clock::now());
         let mut buffer = vec![0; MAX_DATAGRAM_BYTES];
         let mut turned = true;
@@ -159,6 +199,11 @@ impl Beacons {
                     let document = documents.borrow_and_update().clone();
                     if let Some(document) = document {
                         core.handle(clock::now(), Event::Document(&document), &mut out);
+                    }
+                }
+                Ok(()) = current.changed() => {
+                    if *current.borrow_and_update() {
+                        core.handle(clock::now(), Event::Current, &mut out);
                     }
                 }
                 Ok(()) = leaders.changed() => {
@@ -190,6 +235,7 @@ impl Beacons {
                 core.handle(now, Event::PromotionEnded(resource), out);
             }
             Input::Fenced(node) => core.handle(now, Event::Fenced(node), out),
+            Input::FenceFailed(node) => core.handle(now, Event::FenceFailed(node), out),
             Input::Waiting(resource, answer) => {
                 // Whoever asked may have given up.
                 let _ = answer.send(core.waiting(now, resource));
@@ -216,6 +262,10 @@ impl Beacons {
                             tracing::trace!(%node, %address, %error, "a beacon is lost");
                         }
                     }
+                }
+                Action::Fence { node } => {
+                    // Nobody there: the controller stops.
+                    let _ = self.orders.send(Order::Fence(node, None));
                 }
                 action => self.engine.act(action),
             }

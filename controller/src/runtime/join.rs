@@ -231,6 +231,7 @@ impl Desk {
             control: newcomer.control,
             replication: newcomer.replication,
             state: NodeState::Online,
+            fencing: None,
         };
         match self.store.command(Command::AddNode { node }).await {
             Ok(version) => {

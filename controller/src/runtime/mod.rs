@@ -7,6 +7,7 @@ mod addresses;
 mod beacons;
 mod clock;
 mod datagram;
+mod fencing;
 mod frame;
 mod handle;
 mod join;
@@ -18,6 +19,7 @@ mod voter;
 mod wire;
 
 pub use beacons::{Engine, FailoverHandle};
+pub use fencing::FenceError;
 pub use frame::{FrameError, MAX_FRAME_BYTES};
 pub use handle::{CommandError, Forwarded, PeerError, StoreHandle};
 pub use join::{JoinError, JoinRefused, Joined, Newcomer, join};
@@ -127,6 +129,7 @@ impl Controller {
             .map_err(StartError::Thread)?;
         let (jobs, job_queue) = mpsc::channel(QUEUE);
         let (forwarded, forwarded_queue) = mpsc::channel(QUEUE);
+        let (orders, order_queue) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
         let known = Known::default();
         let addresses = Addresses::new(config.nodes, config.reach, known.clone());
@@ -151,6 +154,7 @@ impl Controller {
             known: known.clone(),
             addresses: addresses.clone(),
             engine: config.engine,
+            orders,
         };
         let (failover, beacons) = beacons::start(beacons, sockets, stopped.clone())?;
         let links = link::Links::new(who.clone(), known.clone(), addresses);
@@ -163,10 +167,12 @@ impl Controller {
             voter: config.voter,
             settings: config.consensus,
             random: config.run,
+            failover: failover.clone(),
         };
+        let queues = (job_queue, order_queue);
         let thread = std::thread::Builder::new()
             .name("controller".to_owned())
-            .spawn(move || runtime.block_on(store.run(listeners, job_queue, forwarded, stopped)))
+            .spawn(move || runtime.block_on(store.run(listeners, queues, forwarded, stopped)))
             .map_err(StartError::Thread)?;
         Ok((
             Self {
@@ -212,13 +218,17 @@ struct Store {
     voter: Option<(PromiseStore, Promise)>,
     settings: consensus::Settings,
     random: u64,
+    failover: FailoverHandle,
 }
 
 impl Store {
     async fn run(
         self,
         listeners: Vec<TcpListener>,
-        jobs: mpsc::Receiver<handle::Job>,
+        (jobs, orders): (
+            mpsc::Receiver<handle::Job>,
+            mpsc::UnboundedReceiver<fencing::Order>,
+        ),
         forwarded: mpsc::Sender<Forwarded>,
         mut stopped: watch::Receiver<bool>,
     ) {
@@ -237,6 +247,11 @@ impl Store {
             voter: voter.clone(),
             known: self.known.clone(),
             links: self.links.clone(),
+        };
+        let fencer = fencing::Fencer {
+            known: self.known.clone(),
+            voter: voter.clone(),
+            failover: self.failover,
         };
         let server = server::Server {
             who: self.who.clone(),
@@ -269,6 +284,7 @@ impl Store {
             () = server.run(listeners) => {}
             () = links.keep() => {}
             () = router.run(jobs) => {}
+            () = fencer.run(orders) => {}
             () = vote => {}
             _ = stopped.wait_for(|stop| *stop) => {}
         }

@@ -92,6 +92,7 @@ fn document(peers: &BTreeMap<NodeId, String>) -> Document {
                         control: vec![address.clone()],
                         replication: vec![format!("{address}0")],
                         state: NodeState::Online,
+                        fencing: None,
                     },
                 })
                 .unwrap()

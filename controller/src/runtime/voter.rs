@@ -5,7 +5,9 @@ use super::clock;
 use super::handle::Job;
 use super::link::Links;
 use super::wire::Decision;
-use crate::core::consensus::{self, Action, CommandId, Consensus, Envelope, Event, Settings};
+use crate::core::consensus::{
+    self, Action, CommandId, Consensus, Envelope, Event, NotAlone, Settings, VoterId,
+};
 use crate::core::{Command, Document, Resource};
 use crate::store::{Promise, PromiseStore};
 use std::collections::BTreeMap;
@@ -29,6 +31,11 @@ const TURN: usize = 64;
 pub(super) enum Input {
     Envelope(Envelope<Document>),
     Job(Job),
+    /// The other one of two voters is switched off for certain.
+    Fenced {
+        voter: VoterId,
+        answer: oneshot::Sender<Result<(), NotAlone>>,
+    },
 }
 
 /// Newest committed document and leader, as they become known; whoever needs them subscribes.
@@ -36,6 +43,8 @@ pub(super) enum Input {
 pub(super) struct Known {
     pub(super) documents: watch::Sender<Option<Arc<Document>>>,
     pub(super) leader: watch::Sender<Option<NodeId>>,
+    /// This node's voter has been brought up to date since its start.
+    pub(super) current: watch::Sender<bool>,
     /// This node has a vote: then its voter alone says who leads.
     votes: Arc<AtomicBool>,
 }
@@ -146,6 +155,10 @@ pub(super) async fn run(
         voter.carry_out(actions);
         let (leader, votes) = (voter.consensus.leader(), voter.consensus.votes());
         voter.known.lead(leader, votes);
+        voter.known.current.send_if_modified(|current| {
+            let now = voter.consensus.is_current();
+            std::mem::replace(current, now) != now
+        });
     }
     writer.abort();
 }
@@ -191,6 +204,16 @@ impl Voter {
     fn event(&mut self, input: Input) -> Option<Event<Document>> {
         Some(match input {
             Input::Envelope(envelope) => Event::Message(envelope),
+            Input::Fenced { voter, answer } => {
+                let may = self.consensus.may_go_on_without(voter);
+                // Whoever asked may have given up waiting.
+                let _ = answer.send(may);
+                may.ok()?;
+                Event::Fenced {
+                    voter,
+                    removal: Command::RemoveVoter { id: voter },
+                }
+            }
             Input::Job(job) => {
                 self.next_job += 1;
                 self.jobs.retain(|_, answer| !answer.is_closed());

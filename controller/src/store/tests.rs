@@ -17,6 +17,7 @@ fn promise(name: &str) -> Promise {
                 control: vec!["h:1".to_owned()],
                 replication: vec!["h:2".to_owned()],
                 state: NodeState::Online,
+                fencing: None,
             },
         })
         .unwrap();
@@ -53,12 +54,13 @@ fn the_bytes_of_a_copy_stay_as_they_are() {
             "04",
             "0106",
             "0302",
-            // cluster (a varint), version, no voters, one node: id, name, two lists of an address, state; nobody departed, no resources
+            // cluster (a varint), version, no voters, one node: id, name, two lists of an address, state,
+            // no fence agent; nobody departed, no resources
             "909eb8e8c0e1828589909cb0d080c1818202",
             "01",
             "00",
             "01",
-            "00016e0103683a310103683a3200",
+            "00016e0103683a310103683a320000",
             "00",
             "00",
         )

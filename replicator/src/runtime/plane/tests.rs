@@ -3,10 +3,12 @@
 mod fakes;
 
 use self::fakes::{
-    CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, machine_of, wait_until,
+    CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, credentials, machine_of,
+    wait_until,
 };
 use super::*;
 use crate::core::api::{Command, CommandError, Notice};
+use crate::runtime::tls::tests::Authority;
 use std::io::Write as _;
 use vocabulary::NodeSet;
 
@@ -213,26 +215,24 @@ fn secured_nodes_mirror_writes_of_every_size_and_find_each_other_again() {
 #[test]
 fn nodes_in_the_open_of_another_cluster_or_under_another_name_are_kept_out() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let us = || credentials(&ours, 0);
-    for them in [
-        None,
-        credentials(&theirs, 1),
-        // Node 1 is dialled.
-        credentials(&ours, 2),
+    let good = |id| credentials(&ours, id);
+    for pair in [
+        // The primary, which dials, finds none, another cluster's, or another node's.
+        [good(0), None],
+        [good(0), credentials(&theirs, 1)],
+        [good(0), good(2)],
+        // The secondary is shown none, another cluster's, or not those of the node that is said.
+        [None, good(1)],
+        [credentials(&theirs, 0), good(1)],
+        [good(3), good(1)],
     ] {
         let (here, there) = (Store::in_memory(), Store::in_memory());
-        let (primary, _secondary) = Cluster::apart(&here, &there, [us(), them]);
-        let dials = |report: &Report| matches!(report, Report::Notice(_));
-        assert!(!primary.reports().iter().any(dials));
-        // The primary's fake answers a write only once its peer has it.
-        assert!(primary.unmirrored(&there));
-    }
-    // The other way round: who dials does not prove that it is node 0, or anything.
-    for us in [None, credentials(&theirs, 0), credentials(&ours, 3)] {
-        let (here, there) = (Store::in_memory(), Store::in_memory());
-        let them = credentials(&ours, 1);
-        let (primary, _secondary) = Cluster::apart(&here, &there, [us, them]);
-        assert!(primary.unmirrored(&there));
+        let cluster = Cluster::apart(&here, &there, pair);
+        wait_until(|| cluster.failures() >= 5);
+        assert!(cluster.primary.client().write(0, &[1; 4096]).is_err());
+        let mut got = [0; 4096];
+        there.read(0, &mut got);
+        assert_eq!(got, [0; 4096]);
     }
 }
 
@@ -284,7 +284,8 @@ fn commands_proposals_and_status_go_their_way() {
             &node.handle,
             RESOURCE,
             Command::Promote {
-                drop: NodeSet::EMPTY
+                drop: NodeSet::EMPTY,
+                over: Epoch(0)
             }
         ),
         Err(PlaneError::Command(CommandError::NoRecord))

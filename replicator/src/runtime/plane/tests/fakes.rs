@@ -7,7 +7,7 @@ use crate::core::api::{
     RequestId,
 };
 use crate::core::message::{ClientMark, Message, Seq, SessionId, WriteKind};
-use crate::core::status::{DiskState, ReplicationState, Role, Status};
+use crate::core::status::{DiskState, ReplicationState, Role, Standing, Status};
 use crate::runtime::client::{ClientCommand, ClientConnection, ClientOp, ClientStep, ExportTarget};
 use crate::runtime::disk::{DiskConfig, Engine, MetaPlace};
 use crate::runtime::tls::PeerCredentials;
@@ -497,7 +497,11 @@ impl Machine for Fake {
                 };
                 out.push(Action::Send { conn, message });
             }
-            Event::DialFailed { .. } => self.dial_at = Some(now.plus_ms(10)),
+            Event::DialFailed { peer } => {
+                self.dial_at = Some(now.plus_ms(10));
+                // In no test does this happen to a member.
+                out.push(Action::Notice(Notice::Evicted { node: peer }));
+            }
             Event::Disconnected { conn } => {
                 if let Some(node) = self.peer {
                     assert!(self.conn.is_none_or(|known| known == conn));
@@ -578,6 +582,14 @@ impl Machine for Fake {
 
     fn serves(&self) -> bool {
         true
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            failed: false,
+            primary: Some(Epoch(1)),
+            required: NodeSet::EMPTY,
+        }
     }
 }
 
@@ -695,7 +707,14 @@ impl Cluster {
         Self::pair_with(here, there, [0, 1].map(|id| credentials(&authority, id)))
     }
 
-    fn pair_with(here: &Store, there: &Store, [ours, theirs]: [Credentials; 2]) -> Self {
+    fn pair_with(here: &Store, there: &Store, credentials: [Credentials; 2]) -> Self {
+        let cluster = Self::apart(here, there, credentials);
+        wait_until(|| cluster.primary.client().write(0, &[0]) == Ok(()));
+        cluster
+    }
+
+    /// Two nodes that may not find to each other.
+    pub(super) fn apart(here: &Store, there: &Store, [ours, theirs]: [Credentials; 2]) -> Self {
         let secondary = Node::with(there, |config| config.credentials = theirs);
         let address = secondary.peer_address;
         let primary = Node::empty("127.0.0.1:0", |config| config.credentials = ours);
@@ -706,13 +725,22 @@ impl Cluster {
             .handle
             .set_peers(BTreeMap::from([(node_id(1), addresses)]));
         primary.add(machine_of(here, true));
-        let cluster = Self {
+        Self {
             primary,
             secondary: Some(secondary),
             address,
+        }
+    }
+
+    /// Attempts of the primary to reach the secondary that have failed, or ended soon.
+    pub(super) fn failures(&self) -> usize {
+        let failed = |report: &&Report| {
+            matches!(
+                report,
+                Report::Notice(Notice::Evicted { .. } | Notice::PeerLost { .. })
+            )
         };
-        wait_until(|| cluster.primary.client().write(0, &[0]) == Ok(()));
-        cluster
+        self.primary.reports().iter().filter(failed).count()
     }
 
     pub(super) fn stop_secondary(&mut self) {

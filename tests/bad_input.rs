@@ -47,6 +47,20 @@ fn throw(address: &str, bytes: &[u8]) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
+/// The same in the open, and over a connection of a node that has lost its mind.
+fn throw_at_node(cluster: &Cluster, k: usize, address: &str, bytes: &[u8]) {
+    throw(address, bytes);
+    let other = if k == 1 { 2 } else { 1 };
+    let credentials = Credentials::of(cluster.dir(other));
+    let mut stream = credentials.connect(address, k).expect("a handshake");
+    let limit = Some(Duration::from_secs(10));
+    stream.sock.set_read_timeout(limit).expect("a time-out");
+    // The other side may close in the middle of it.
+    let _ = stream.write_all(bytes).and_then(|()| stream.flush());
+    let _ = stream.sock.shutdown(Shutdown::Write);
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
 /// Bytes that look like nothing (xorshift64).
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
@@ -326,7 +340,7 @@ fn peers_that_make_no_sense_harm_nobody_and_the_log_says_what_was_wrong() {
         for k in [1, 2] {
             let address = cluster.address(k, "replication");
             for script in &scripts {
-                throw(&address, script);
+                throw_at_node(cluster, k, &address, script);
             }
             let silent: Vec<TcpStream> = (0..50).map(|_| connect(&address)).collect();
             drop(silent);
@@ -377,7 +391,7 @@ fn controllers_that_make_no_sense_harm_nobody() {
         for k in [1, 2] {
             let address = cluster.address(k, "control");
             for script in &scripts {
-                throw(&address, script);
+                throw_at_node(cluster, k, &address, script);
             }
         }
         // Connections that say nothing must not keep the nodes from each other.

@@ -102,7 +102,7 @@ impl Inbox {
             let mut rest = plaintext;
             // What belongs to a payload goes where it is wanted at once.
             if is_next
-                && let Some(incoming) = payload
+                && let Some(incoming) = payload.as_mut()
                 && let Some(into) = &mut incoming.buffer
             {
                 let count = rest.len().min(incoming.len - incoming.got);

@@ -5,23 +5,31 @@ use crate::api;
 use crate::cli::DaemonArgs;
 use crate::commands::Outcome;
 use crate::config::Config;
+use crate::engine::{PlaneEngine, Tell};
 use crate::events::Events;
 use crate::lock::DirectoryLock;
-use crate::node::{Node, configured_nodes};
+use crate::membership;
+use crate::node::Node;
 use crate::resources::Resources;
 use anyhow::Context;
-use controller::core::Document;
-use controller::runtime::{self, Controller, Role};
-use controller::store::{DocumentStore, StoreError};
+use controller::core::consensus::{self, VoterId};
+use controller::core::{Document, failover};
+use controller::pki::Issuer;
+use controller::runtime::{self, Controller, Engine};
+use controller::store::{Promise, PromiseStore};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+/// A primary whose disk leaves a request unanswered for so long stops its beacons, and another node takes
+/// over. Longer than a flush takes on a busy disk that is well.
+const DISK_LIMIT_MS: u64 = 5_000;
+
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(args: &DaemonArgs) -> Outcome {
     let config = Config::load(&args.config)?;
-    let _lock = DirectoryLock::take(&config.data_directory)?;
+    let _lock = DirectoryLock::take(&config.file.data_directory)?;
     log_to_stderr();
     raise_descriptor_limit();
     if args.exit_with_parent {
@@ -36,29 +44,49 @@ pub(crate) fn run(args: &DaemonArgs) -> Outcome {
 }
 
 async fn serve(config: Arc<Config>) -> Outcome {
-    let name = config.this_node().name.clone();
+    let name = config.file.name.clone();
     let mut ends = [
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     ];
-    let listener = api::listen(&config.api_socket)?;
-    let (controller, forwarded) = start_controller(&config)?;
+    let listener = api::listen(&config.file.api_socket)?;
     let events = Arc::new(Events::new(name.to_string()));
+    let tell = Tell::default();
     let crate::data::Started {
         thread: data_plane,
         plane,
         reports,
-    } = crate::data::start(&config)?;
+    } = crate::data::start(&config, &tell)?;
+    let engine = PlaneEngine::new(
+        data_plane.handle(),
+        tell.clone(),
+        config.file.settings.lease_ms,
+        DISK_LIMIT_MS,
+    );
+    let issuer = Issuer::load(&config.file.keys(), &config.identity)?.map(Arc::new);
+    let (controller, forwarded) = start_controller(&config, issuer.clone(), Box::new(engine))?;
+    let nodes = tokio::spawn(membership::keep_nodes(
+        Arc::clone(&config),
+        controller.handle(),
+    ));
+    let addresses = tokio::spawn(membership::announce(
+        Arc::clone(&config),
+        controller.handle(),
+    ));
+    tell.begin(controller.failover());
     let plane: Arc<dyn crate::plane::Plane> = plane;
     let resources = Arc::new(Resources::new(
         Arc::clone(&config),
         controller.handle(),
+        controller.failover(),
         Arc::clone(&plane),
         Arc::clone(&events),
     ));
     let node = Arc::new(Node {
         config: Arc::clone(&config),
+        issuer,
         store: controller.handle(),
+        failover: controller.failover(),
         plane,
         resources: Arc::clone(&resources),
         events: Arc::clone(&events),
@@ -80,12 +108,13 @@ async fn serve(config: Arc<Config>) -> Outcome {
     if let Ok(Err(error)) = serving.await {
         tracing::warn!(%error, "the API ended with an error");
     }
-    follow.abort();
-    answers.abort();
+    for task in [follow, answers, nodes, addresses] {
+        task.abort();
+    }
     drop(data_plane);
     drop(controller);
     // The socket of a daemon that is not there would only puzzle.
-    let _ = std::fs::remove_file(&config.api_socket);
+    let _ = std::fs::remove_file(&config.file.api_socket);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,60 +128,34 @@ async fn first(signals: &mut [Signal; 2]) {
 
 fn start_controller(
     config: &Config,
+    issuer: Option<Arc<Issuer>>,
+    engine: Box<dyn Engine>,
 ) -> anyhow::Result<(Controller, tokio::sync::mpsc::Receiver<runtime::Forwarded>)> {
-    let role = if config.voter() == config.node {
-        let (mut store, document) = DocumentStore::open(&config.document_path(), config.cluster)?;
-        let current = with_configured_nodes(config, &document)?;
-        if current != document {
-            store.save(&current)?;
-        }
-        Role::Voter {
-            store,
-            document: current,
-        }
+    let path = config.file.promise_path();
+    let voter = if path.exists() {
+        PromiseStore::open(&path, config.cluster)?
     } else {
-        Role::Follower {
-            voter: config.voter(),
-        }
+        // A new voter under a new identity: it votes once the others have taken it in.
+        let promise = Promise::new(VoterId(rand::random()), Document::new(config.cluster));
+        (PromiseStore::create(&path, &promise)?, promise)
     };
-    let me = config.this_node();
-    let peers = config.nodes.iter();
+    let reach = config.file.reach.iter();
+    let reach = reach.filter(|(_, reach)| !reach.control.is_empty());
     Ok(Controller::start(runtime::Config {
-        cluster: config.cluster,
-        node: config.node,
-        name: me.name.clone(),
-        listen: me.control.clone(),
-        peers: peers
-            .map(|(&id, node)| (id, node.control.clone()))
+        identity: config.identity.clone(),
+        issuer,
+        name: config.file.name.clone(),
+        listen: config.file.control.listen.clone(),
+        nodes: config.known_nodes.clone(),
+        reach: reach
+            .map(|(name, reach)| (name.clone(), reach.control.clone()))
             .collect(),
-        role,
+        voter: Some(voter),
+        consensus: consensus::Settings::default(),
+        failover: failover::Settings::with_lease(config.file.settings.lease_ms),
+        engine,
+        run: rand::random(),
     })?)
-}
-
-fn with_configured_nodes(config: &Config, document: &Document) -> anyhow::Result<Document> {
-    let mut current = document.clone();
-    for command in configured_nodes(config) {
-        current = current
-            .apply(&command)
-            .context("the configuration file's nodes do not fit the cluster's")?;
-    }
-    Ok(current)
-}
-
-/// Creates the document of a new cluster: once, on its first node.
-pub(crate) fn create_cluster(config: &Config) -> anyhow::Result<()> {
-    let voter = &config.nodes[&config.voter()];
-    if config.voter() != config.node {
-        anyhow::bail!(
-            "the configuration store is kept by {}, the node with the lowest id\n  to do: run `lockstep init` there; this node needs none, start its daemon",
-            voter.name
-        );
-    }
-    let _lock = DirectoryLock::take(&config.data_directory)?;
-    let document = with_configured_nodes(config, &Document::new(config.cluster))?;
-    DocumentStore::create(&config.document_path(), &document)
-        .map(drop)
-        .map_err(|error: StoreError| error.into())
 }
 
 fn log_to_stderr() {

@@ -2,14 +2,17 @@
 //! ring thread, and carries answers and reports back.
 
 use crate::config::Config;
+use crate::engine::Tell;
 use crate::nbd::{ExportTable, NbdProtocol};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
+use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
+use controller::core::Node;
 use replicator::core::Resource;
 use replicator::core::api::{Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
-use replicator::core::status::{Role, Status};
+use replicator::core::status::{Role, Standing, Status};
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
 use replicator::runtime::plane::{
@@ -23,14 +26,14 @@ use replicator::store::{
 };
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vocabulary::{
     ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId, Time,
@@ -116,6 +119,10 @@ impl Machine for Driven {
     fn serves(&self) -> bool {
         self.0.serves()
     }
+
+    fn standing(&self) -> Standing {
+        self.0.standing()
+    }
 }
 
 /// The data plane of this node.
@@ -124,8 +131,9 @@ pub(crate) struct DataPlane {
     config: Arc<Config>,
     handle: PlaneHandle,
     exports: ExportTable,
+    tell: Tell,
     runtime: tokio::runtime::Handle,
-    addresses: OnceLock<()>,
+    nodes: watch::Sender<Vec<Node>>,
 }
 
 /// A data plane and what comes from it. Dropping the thread ends it.
@@ -136,10 +144,11 @@ pub(crate) struct Started {
 }
 
 /// Starts the data plane and its listeners. Called within the runtime that answers come to.
-pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
+pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started> {
     let (up, reports) = mpsc::unbounded_channel();
     let exports = ExportTable::default();
     let table = exports.clone();
+    let told = tell.clone();
     let sink = move |resource, report| {
         let event = match report {
             Report::Notice(notice) => PlaneEvent::Notice { resource, notice },
@@ -148,23 +157,42 @@ pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
                 based_on,
                 change,
             },
-            Report::State { serves, record } => {
+            Report::State {
+                serves,
+                record,
+                standing,
+            } => {
+                told.standing(resource, standing);
                 return table.update(resource, serves, record.as_ref());
             }
         };
         // Nobody listens any more: the node stops.
         let _ = up.send(event);
     };
-    let thread = start_thread(PlaneConfig::new(Box::new(sink)))?;
+    let mut settings = PlaneConfig::new(Box::new(sink));
+    if config.file.secure_replication {
+        settings.credentials = Some(Arc::new(Credentials(config.identity.peer_tls())));
+    } else {
+        tracing::warn!(
+            "replication is not encrypted ([tls] replication = false): whoever reaches its port can read and write every disk"
+        );
+    }
+    let thread = start_thread(settings)?;
     let handle = thread.handle();
     listen(config, &handle, &exports)?;
     let plane = Arc::new(DataPlane {
         config: Arc::clone(config),
         handle,
         exports,
+        tell: tell.clone(),
         runtime: tokio::runtime::Handle::current(),
-        addresses: OnceLock::new(),
+        nodes: watch::Sender::new(config.known_nodes.clone()),
     });
+    tokio::spawn(keep_addresses(
+        Arc::clone(config),
+        plane.handle.clone(),
+        plane.nodes.subscribe(),
+    ));
     Ok(Started {
         thread,
         plane,
@@ -180,26 +208,23 @@ fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
 }
 
 fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyhow::Result<()> {
-    let me = config.this_node();
-    let peers = bind(&me.replication).with_context(|| {
-        format!(
-            "can't listen on {} for the other nodes' replicas",
-            me.replication
-        )
-    })?;
-    handle.listen_peers(OwnedFd::from(peers), config.cluster);
+    for address in &config.file.replication.listen {
+        let peers = bind(address)
+            .with_context(|| format!("can't listen on {address} for the other nodes' replicas"))?;
+        handle.listen_peers(OwnedFd::from(peers), config.cluster);
+    }
     let nbd = || {
         Box::new(NbdProtocol {
             exports: exports.clone(),
         })
     };
-    for address in &config.nbd_listen {
+    for address in &config.file.nbd_listen {
         let listener = bind(address).with_context(|| {
             format!("can't listen on {address} for NBD clients; free the port or change nbd_listen")
         })?;
         handle.listen_clients(OwnedFd::from(listener), nbd());
     }
-    if let Some(path) = &config.nbd_socket {
+    if let Some(path) = &config.file.nbd_socket {
         // The data directory's lock is held: a socket that is there is a dead daemon's.
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -218,10 +243,8 @@ impl Plane for DataPlane {
     fn attach(&self, request: AttachRequest) -> oneshot::Receiver<Result<Attached, String>> {
         let (answer, receiver) = oneshot::channel();
         let (config, handle) = (Arc::clone(&self.config), self.handle.clone());
-        let exports = self.exports.clone();
-        self.keep_addresses(request.resource);
+        let (exports, tell) = (self.exports.clone(), self.tell.clone());
         self.runtime.spawn(async move {
-            let peers = resolve(&config).await;
             let (id, name) = (request.resource, request.name.clone());
             let opening = {
                 let config = Arc::clone(&config);
@@ -232,9 +255,11 @@ impl Plane for DataPlane {
                 Ok(Err(error)) => Err(error.to_string()),
                 Ok(Ok(replica)) => {
                     exports.add(id, &name);
-                    let added = add(&config, &handle, id, replica, peers).await;
+                    tell.attached(id, replica.member(&config));
+                    let added = add(&config, &handle, id, replica).await;
                     if added.is_err() {
                         exports.remove(id);
+                        tell.detached(id);
                     }
                     added.map_err(|error| error.to_string())
                 }
@@ -247,7 +272,7 @@ impl Plane for DataPlane {
 
     fn detach(&self, resource: ResourceId) -> oneshot::Receiver<()> {
         let (answer, receiver) = oneshot::channel();
-        let handle = self.handle.clone();
+        let (handle, tell) = (self.handle.clone(), self.tell.clone());
         self.exports.remove(resource);
         self.runtime.spawn(async move {
             let primary = status_of(&handle, resource)
@@ -268,9 +293,20 @@ impl Plane for DataPlane {
             handle.remove_resource(resource, Box::new(|result| drop(reply.send(result))));
             // An error: it was not there.
             let _ = removed.await;
+            tell.detached(resource);
             let _ = answer.send(());
         });
         receiver
+    }
+
+    fn nodes(&self, nodes: &[Node]) {
+        self.nodes.send_if_modified(|known| {
+            let changed = known != nodes;
+            if changed {
+                *known = nodes.to_vec();
+            }
+            changed
+        });
     }
 
     fn record(&self, record: Record) {
@@ -331,19 +367,14 @@ async fn add(
     handle: &PlaneHandle,
     id: ResourceId,
     replica: Replica,
-    peers: BTreeMap<NodeId, PeerAddress>,
 ) -> Result<Attached, ReplicaError> {
+    let member = replica.member(config);
     let Replica {
         attached,
         disks,
         empty,
     } = replica;
-    let member = Member {
-        node: config.node,
-        disk: attached.identity.disk,
-        incarnation: attached.identity.incarnation,
-    };
-    let settings: Settings = config.settings;
+    let settings: Settings = config.file.settings;
     let make = move |now| -> Box<dyn Machine> {
         let resource = Resource::new(attached.identity, settings, attached.volumes, now);
         Box::new(Driven(resource))
@@ -355,7 +386,6 @@ async fn add(
             resource: id,
             disks,
             machine: Box::new(make),
-            peers,
             meta_bytes: |data_bytes| Layout::external().metadata_bytes(data_bytes),
         },
         Box::new(|result| drop(reply.send(result))),
@@ -364,43 +394,42 @@ async fn add(
     Ok(Attached { member, empty })
 }
 
-impl DataPlane {
-    /// Looks the other nodes' addresses up again and again, so that a name service that was away at
-    /// the start, or a node that moved, is no reason for a restart.
-    fn keep_addresses(&self, resource: ResourceId) {
-        let literal = |address: &str| address.parse::<SocketAddr>().is_ok();
-        let mut nodes = self.config.nodes.values();
-        if nodes.all(|node| literal(&node.replication)) {
+/// Looks the other nodes' addresses up again and again, so that a name service that was away at the
+/// start, or a node that moved, is no reason for a restart. Ends with the data plane.
+async fn keep_addresses(
+    config: Arc<Config>,
+    handle: PlaneHandle,
+    mut nodes: watch::Receiver<Vec<Node>>,
+) {
+    loop {
+        let known = nodes.borrow_and_update().clone();
+        let mut peers = BTreeMap::new();
+        for node in known.iter().filter(|node| node.id != config.node) {
+            peers.insert(node.id, resolve(&config, node).await);
+        }
+        handle.set_peers(peers);
+        if let Ok(Err(_)) = timeout(LOOK_UP_EVERY, nodes.changed()).await {
             return;
         }
-        let (config, handle) = (Arc::clone(&self.config), self.handle.clone());
-        if self.addresses.set(()).is_err() {
-            return;
-        }
-        self.runtime.spawn(async move {
-            loop {
-                tokio::time::sleep(LOOK_UP_EVERY).await;
-                handle.set_peers(resource, resolve(&config).await);
-            }
-        });
     }
 }
 
-async fn resolve(config: &Config) -> BTreeMap<NodeId, PeerAddress> {
-    let mut peers = BTreeMap::new();
-    for (&id, node) in &config.nodes {
-        match tokio::net::lookup_host(&node.replication).await {
-            Ok(mut found) => {
-                if let Some(address) = found.next() {
-                    peers.insert(id, PeerAddress::Tcp(address));
-                }
-            }
+async fn resolve(config: &Config, node: &Node) -> Vec<PeerAddress> {
+    let reach = config.file.reach.get(&node.name);
+    let addresses = match reach {
+        Some(reach) if !reach.replication.is_empty() => &reach.replication,
+        _ => &node.replication,
+    };
+    let mut found = Vec::new();
+    for address in addresses {
+        match tokio::net::lookup_host(address).await {
+            Ok(some) => found.extend(some.map(PeerAddress::Tcp)),
             Err(error) => {
-                tracing::warn!(node = %node.name, address = %node.replication, %error, "address not found");
+                tracing::warn!(node = %node.name, address, %error, "address not found");
             }
         }
     }
-    peers
+    found
 }
 
 /// An open replica, its attach writes durable.
@@ -408,6 +437,16 @@ struct Replica {
     attached: attach::Attached,
     disks: Vec<Arc<Disk>>,
     empty: bool,
+}
+
+impl Replica {
+    fn member(&self, config: &Config) -> Member {
+        Member {
+            node: config.node,
+            disk: self.attached.identity.disk,
+            incarnation: self.attached.identity.incarnation,
+        }
+    }
 }
 
 /// Whether the metadata is in a file of its own stands second.

@@ -28,6 +28,8 @@ pub enum Mutation {
     NoGraceAfterRestart,
     /// Beacons go out although the data plane stands still.
     BeaconsDespiteDeadPlane,
+    /// A node that was not brought up to date since its start fences and goes on alone.
+    BootingNodeFences,
 }
 
 impl Mutation {
@@ -43,6 +45,7 @@ impl Mutation {
         Self::LateBeaconAcknowledged,
         Self::NoGraceAfterRestart,
         Self::BeaconsDespiteDeadPlane,
+        Self::BootingNodeFences,
     ];
 }
 

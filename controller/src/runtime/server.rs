@@ -1,17 +1,22 @@
-//! The listening side of a controller: greets, takes commands for the voter and forwarded commands
-//! for this node, and tells documents to those who asked for them. Every connection is bounded in
+//! The listening side of a controller: greets, takes messages and commands for the voter and forwarded
+//! commands for this node, and tells documents and leaders to those who asked for them. Every connection is bounded in
 //! number, in silence and in the size of its messages.
 
 use super::handle::{Forwarded, Job};
+use super::join::Desk;
+use super::tls::Caller;
+use super::voter::{Input, Known};
 use super::wire::{Decision, FromServer, ToServer, Who};
 use super::{FrameError, frame};
 use crate::core::Document;
+use crate::pki::TlsError;
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use vocabulary::{ClusterId, NodeId};
 
@@ -31,15 +36,26 @@ const ANSWERS: usize = 64;
 #[derive(Clone)]
 pub(super) struct Server {
     pub(super) who: Who,
-    /// `None` on a node that keeps no document.
-    pub(super) jobs: Option<mpsc::Sender<Job>>,
-    pub(super) documents: watch::Receiver<Option<Arc<Document>>>,
+    /// This node's voter; `None` where it has none.
+    pub(super) voter: Option<mpsc::Sender<Input>>,
+    pub(super) known: Known,
     pub(super) forwarded: mpsc::Sender<Forwarded>,
+    /// Takes machines in, where this node can.
+    pub(super) desk: Option<Desk>,
 }
 
 impl Server {
-    pub(super) async fn run(self, listener: TcpListener) {
+    /// Serves all addresses until the end.
+    pub(super) async fn run(self, listeners: Vec<TcpListener>) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut all = JoinSet::new();
+        for listener in listeners {
+            all.spawn(self.clone().listen(listener, Arc::clone(&places)));
+        }
+        while all.join_next().await.is_some() {}
+    }
+
+    async fn listen(self, listener: TcpListener, places: Arc<Semaphore>) {
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
@@ -62,10 +78,20 @@ impl Server {
         }
     }
 
-    async fn serve(mut self, stream: TcpStream) -> Result<(), FrameError> {
-        stream.set_nodelay(true)?;
+    async fn serve(self, stream: TcpStream) -> Result<(), FrameError> {
         let cluster = self.who.cluster;
-        let (mut input, mut output) = stream.into_split();
+        let (stream, caller) = self.who.identity.accept(stream).await?;
+        let (mut input, mut output) = tokio::io::split(stream);
+        let certified = match caller {
+            Caller::Node(node) => node,
+            Caller::Stranger => {
+                let request = timeout(HELLO_LIMIT, frame::read(&mut input, cluster))
+                    .await
+                    .map_err(|_| silent())??;
+                let answer = Desk::admit(self.desk.as_ref(), request).await;
+                return send(&mut output, cluster, &answer).await;
+            }
+        };
         let hello = timeout(HELLO_LIMIT, frame::read(&mut input, cluster))
             .await
             .map_err(|_| silent())??;
@@ -78,11 +104,17 @@ impl Server {
         else {
             return Err(FrameError::Contents);
         };
-        let accepted = to == self.who.node;
-        let greeting = if accepted {
+        if node != certified {
+            let found = certified;
+            let expected = node;
+            return Err(TlsError::WrongNode { expected, found }.into());
+        }
+        let has_left = |document: &Arc<Document>| document.departed.contains(node);
+        let greeting = if self.known.documents.borrow().as_ref().is_some_and(has_left) {
+            FromServer::Departed
+        } else if to == self.who.node {
             FromServer::Welcome {
                 node: self.who.node,
-                voter: self.jobs.is_some(),
             }
         } else {
             FromServer::NotMe {
@@ -90,19 +122,18 @@ impl Server {
             }
         };
         send(&mut output, cluster, &greeting).await?;
-        if !accepted {
+        if !matches!(greeting, FromServer::Welcome { .. }) {
             return Ok(());
         }
         tracing::debug!(%node, %name, subscribe, "a controller connected");
         let (answers, mut outbox) = mpsc::channel(ANSWERS);
         let reader = self.read_all(node, input, answers);
         tokio::pin!(reader);
-        if subscribe {
-            self.documents.mark_changed();
-        }
-        let mut documents = self.documents.clone();
+        let mut documents = self.known.documents.subscribe();
+        let mut leaders = self.known.leader.subscribe();
         if subscribe {
             documents.mark_changed();
+            leaders.mark_changed();
         }
         loop {
             tokio::select! {
@@ -112,11 +143,18 @@ impl Server {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    let document = documents.borrow_and_update().clone();
+                    let document: Option<Arc<Document>> = documents.borrow_and_update().clone();
                     if let Some(document) = document {
                         let message = FromServer::Document(Document::clone(&document));
                         send(&mut output, cluster, &message).await?;
                     }
+                }
+                changed = leaders.changed(), if subscribe => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let leader = *leaders.borrow_and_update();
+                    send(&mut output, cluster, &FromServer::Leader(leader)).await?;
                 }
             }
         }
@@ -126,11 +164,11 @@ impl Server {
     fn read_all(
         &self,
         from: NodeId,
-        mut input: OwnedReadHalf,
+        mut input: impl AsyncRead + Unpin,
         answers: mpsc::Sender<FromServer>,
-    ) -> impl Future<Output = Result<(), FrameError>> + use<> {
-        let (cluster, jobs, forwarded) =
-            (self.who.cluster, self.jobs.clone(), self.forwarded.clone());
+    ) -> impl Future<Output = Result<(), FrameError>> {
+        let (cluster, voter, forwarded) =
+            (self.who.cluster, self.voter.clone(), self.forwarded.clone());
         async move {
             loop {
                 let message = timeout(SILENCE_LIMIT, frame::read(&mut input, cluster))
@@ -141,10 +179,20 @@ impl Server {
                     ToServer::Ping => {
                         let _ = answers.send(FromServer::Pong).await;
                     }
+                    ToServer::Consensus(envelope) => {
+                        if envelope.from.node != from {
+                            return Err(FrameError::Contents);
+                        }
+                        if let Some(voter) = &voter {
+                            // Too many wait: voters' messages may be lost.
+                            let _ = voter.try_send(Input::Envelope(envelope));
+                        }
+                    }
                     ToServer::Command { id, command } => {
                         let (answer, decided) = oneshot::channel();
-                        let queued = match &jobs {
-                            Some(jobs) => jobs.send(Job { command, answer }).await.is_ok(),
+                        let job = Input::Job(Job { command, answer });
+                        let queued = match &voter {
+                            Some(voter) => voter.send(job).await.is_ok(),
                             None => false,
                         };
                         let answers = answers.clone();
@@ -152,7 +200,7 @@ impl Server {
                             let result = match decided.await {
                                 Ok(decision) => decision,
                                 Err(_) if queued => Decision::Undecided,
-                                Err(_) => Decision::NotVoter,
+                                Err(_) => Decision::NotLeader { leader: None },
                             };
                             let _ = answers.send(FromServer::Decided { id, result }).await;
                         });
@@ -175,14 +223,12 @@ impl Server {
 }
 
 async fn send(
-    output: &mut tokio::net::tcp::OwnedWriteHalf,
+    output: &mut (impl AsyncWrite + Unpin),
     cluster: ClusterId,
-    message: &FromServer,
+    message: &impl Serialize,
 ) -> Result<(), FrameError> {
     timeout(WRITE_LIMIT, async {
-        frame::write(output, cluster, message).await?;
-        output.flush().await?;
-        Ok(())
+        frame::write(output, cluster, message).await
     })
     .await
     .map_err(|_| silent())?

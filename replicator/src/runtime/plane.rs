@@ -7,6 +7,7 @@ mod actions;
 mod clients;
 mod handle;
 mod peers;
+mod pulse;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ pub use handle::{
     Machine, MakeMachine, NewResource, PlaneConfig, PlaneError, PlaneHandle, PlaneStats, Reply,
     Report, ReportSink,
 };
+pub use pulse::Pulse;
 
 use self::handle::Control;
 use super::client::{Client, ClientOp, ClientProtocol};
@@ -23,8 +25,10 @@ use super::mailbox::{Mailbox, mailbox};
 use super::peer::{CrcCache, Peer, PeerAddress};
 use super::pool::{Pool, PoolBuf};
 use super::ring::{Completion, Fd, Op, Ring, Wait};
+use super::tls::PeerCredentials;
 use super::worker::{WorkDone, Worker};
 use crate::core::api::{Action, CommandId, DiskError, Event, OpId};
+use crate::core::status::Standing;
 use nix::time::{ClockId, clock_gettime};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -36,6 +40,9 @@ use vocabulary::{ClusterId, Epoch, Generation, NodeId, ResourceId, Time};
 
 /// Deadlines of connections are looked at this often, in ms: they are seconds.
 const SCAN_MS: u64 = 100;
+
+/// The age of disk requests is looked at this often, in ms: finding the oldest means looking at all.
+const LOOK_MS: u64 = 20;
 
 /// A shutdown waits this long for clients' last answers and for disks, in ms.
 const SHUTDOWN_MS: u64 = 5_000;
@@ -93,11 +100,10 @@ struct ResourceSlot {
     id: ResourceId,
     machine: Box<dyn Machine>,
     disks: Vec<Arc<Disk>>,
-    peers: BTreeMap<NodeId, PeerAddress>,
     meta_bytes: fn(u64) -> u64,
     /// Disk requests and background work under way.
     pending: usize,
-    reported: (bool, Epoch, Generation),
+    reported: Option<(bool, Epoch, Generation, Standing)>,
     removed: Option<Reply<Result<(), PlaneError>>>,
 }
 
@@ -134,6 +140,10 @@ struct Plane {
     listeners: Slab<Listener>,
     clients: Slab<Client>,
     peers: Slab<Peer>,
+    credentials: Option<Arc<dyn PeerCredentials>>,
+    addresses: BTreeMap<NodeId, Vec<PeerAddress>>,
+    /// Counts dials, so that each takes another address.
+    dials: usize,
     requests: Slab<Pending>,
     commands: BTreeMap<CommandId, (Place, Reply<Result<(), PlaneError>>)>,
     /// Used again for each event.
@@ -149,6 +159,8 @@ struct Plane {
     gated: Vec<usize>,
     crcs: CrcCache,
     next_scan: Time,
+    pulse: Arc<Pulse>,
+    next_look: Time,
     busy_poll_us: u64,
     poll_credit: u32,
     shutdown: Option<Time>,
@@ -187,7 +199,7 @@ impl Drop for PlaneThread {
 /// [`PlaneError::Ring`], [`PlaneError::Start`].
 pub fn start(config: PlaneConfig) -> Result<PlaneThread, PlaneError> {
     let (post, mailbox) = mailbox()?;
-    let handle = PlaneHandle(post);
+    let handle = PlaneHandle::new(post, Arc::new(Pulse::new(boot_time())));
     let (started, wait) = sync_channel(1);
     let for_worker = handle.clone();
     let body = move || match Plane::new(config, mailbox, for_worker) {
@@ -225,10 +237,11 @@ impl Plane {
         mailbox: Mailbox<Control>,
         handle: PlaneHandle,
     ) -> Result<Self, PlaneError> {
+        let pulse = handle.pulse();
         let ring = Ring::new()?;
         let pool = Pool::new(config.pool_bytes, config.keep_bytes);
         let worker = Worker::start(pool.clone(), move |key, done| {
-            let _ = handle.0.send(Control::Work(key, done));
+            handle.work(key, done);
         })?;
         let stats = PlaneStats {
             ring: ring.stats(),
@@ -254,6 +267,9 @@ impl Plane {
             listeners: Slab::new(),
             clients: Slab::new(),
             peers: Slab::new(),
+            credentials: config.credentials,
+            addresses: BTreeMap::new(),
+            dials: 0,
             requests: Slab::new(),
             commands: BTreeMap::new(),
             actions: Vec::new(),
@@ -266,6 +282,8 @@ impl Plane {
             gated: Vec::new(),
             crcs: CrcCache::default(),
             next_scan: Time(0),
+            pulse,
+            next_look: Time(0),
             busy_poll_us: config.busy_poll_us,
             poll_credit: POLL_CREDIT_MAX,
             shutdown: None,
@@ -276,7 +294,6 @@ impl Plane {
     fn run(&mut self) {
         self.listen_to_mail();
         loop {
-            self.now = boot_time();
             self.stats.turns += 1;
             let worked = self.turn();
             if self
@@ -302,9 +319,13 @@ impl Plane {
     /// One turn: all that is there is taken in and its consequences are prepared. True where it is
     /// worth another one before sleeping.
     fn turn(&mut self) -> bool {
-        let mut worked = false;
-        while let Some(done) = self.ring.take() {
-            worked = true;
+        let mut left = self.ring.ready();
+        let worked = left > 0;
+        // The time is read after the last event that is handled at this time: where a reply depends on
+        // a lease (RULES 4), an event may be older than the time that it gets, and never younger.
+        self.now = boot_time();
+        self.beat();
+        while let Some(done) = self.ring.take_of(&mut left) {
             self.completed(done);
         }
         self.settle();
@@ -329,6 +350,15 @@ impl Plane {
             } else {
                 return;
             }
+        }
+    }
+
+    /// Shows whoever watches that the loop turns and how old its disk requests are.
+    fn beat(&mut self) {
+        self.pulse.turn(self.now);
+        if self.now >= self.next_look {
+            self.next_look = self.now.plus_ms(LOOK_MS);
+            self.pulse.oldest(self.io.oldest());
         }
     }
 
@@ -534,11 +564,7 @@ impl Plane {
                 Some(place) => self.remove(place, reply),
                 None => reply(Err(PlaneError::Unknown(resource))),
             },
-            Control::Peers(resource, peers) => {
-                if let Some(place) = self.place_of(resource) {
-                    self.resources[place.index].peers = peers;
-                }
-            }
+            Control::Peers(addresses) => self.addresses = addresses,
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {
                     self.feed(place, Event::Record(*record));
@@ -551,6 +577,11 @@ impl Plane {
             } => {
                 if let Some(place) = self.place_of(resource) {
                     self.feed(place, Event::Refused { based_on, refusal });
+                }
+            }
+            Control::Lease(resource, lease) => {
+                if let Some(place) = self.place_of(resource) {
+                    self.feed(place, lease.into());
                 }
             }
             Control::Command(resource, command, reply) => match self.place_of(resource) {
@@ -611,10 +642,9 @@ impl Plane {
             id: new.resource,
             machine: (new.machine)(self.now),
             disks: new.disks,
-            peers: new.peers,
             meta_bytes: new.meta_bytes,
             pending: 0,
-            reported: (false, Epoch(0), Generation(0)),
+            reported: None,
             removed: None,
         });
         self.report_state(index);

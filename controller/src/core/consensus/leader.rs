@@ -59,6 +59,12 @@ impl<C: Content> Consensus<C> {
     /// The election is won: the document is stamped anew before anything else, so that only entries of
     /// this term are ever sent or counted.
     pub(super) fn lead(&mut self, now: Time, out: &mut Vec<Action<C>>) {
+        let content = self.promise.entry.content.clone();
+        self.lead_with(now, content, out);
+    }
+
+    /// The same with this document.
+    pub(super) fn lead_with(&mut self, now: Time, content: C, out: &mut Vec<Action<C>>) {
         self.role = Role::Leader(Box::new(Leader {
             followers: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -69,7 +75,6 @@ impl<C: Content> Consensus<C> {
         }));
         self.set_leader(Some(self.me), out);
         if !mutated(Mutation::OldEntryCommitted) {
-            let content = self.promise.entry.content.clone();
             self.next_entry(now, content, out);
         } else {
             self.meet_followers(now);

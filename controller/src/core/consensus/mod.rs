@@ -5,11 +5,13 @@
 //!
 //! Generic over the document, so that the exhaustive check runs this code on tiny ones.
 
+mod alone;
 mod leader;
 #[cfg(test)]
 mod tests;
 
 use super::mutation::{Mutation, mutated};
+pub use alone::NotAlone;
 use leader::Leader;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -92,6 +94,22 @@ pub struct Promise<C> {
     pub vote: Option<VoterId>,
     /// The newest document that it has stored; committed or not.
     pub entry: Entry<C>,
+}
+
+impl<C> Promise<C> {
+    /// A voter that has promised nothing yet. With a document that names it as the only voter it begins
+    /// a cluster; with one that does not, it waits to be taken into one.
+    pub fn new(voter: VoterId, content: C) -> Self {
+        Self {
+            voter,
+            term: Term::default(),
+            vote: None,
+            entry: Entry {
+                at: Position::default(),
+                content,
+            },
+        }
+    }
 }
 
 /// What voters say to each other.
@@ -199,6 +217,13 @@ pub enum Event<C: Content> {
         /// The change.
         command: C::Command,
     },
+    /// The other one of two voters is switched off for certain (RULES section 3).
+    Fenced {
+        /// Which.
+        voter: VoterId,
+        /// The change that takes it out.
+        removal: C::Command,
+    },
     /// Time has passed (see [`Consensus::poll_timeout`]).
     Tick,
 }
@@ -283,6 +308,8 @@ pub struct Consensus<C: Content> {
     election_at: Time,
     /// The stored entry is known to be committed.
     committed: bool,
+    /// Since its start it has heard that what it stores is committed.
+    current: bool,
     /// Number of the last [`Action::Persist`], of the last that changed term or vote, and of the last
     /// that is done.
     persist: u64,
@@ -316,6 +343,7 @@ impl<C: Content> Consensus<C> {
             heard: None,
             election_at: now,
             committed: false,
+            current: false,
             persist: 0,
             persist_vote: 0,
             persisted: 0,
@@ -413,6 +441,7 @@ impl<C: Content> Consensus<C> {
                     });
                 }
             },
+            Event::Fenced { voter, removal } => self.go_on_without(now, voter, &removal, out),
             Event::Tick => self.tick(now, out),
         }
     }
@@ -444,7 +473,8 @@ impl<C: Content> Consensus<C> {
     }
 
     /// Is this voter one by its stored document?
-    fn votes(&self) -> bool {
+    #[must_use]
+    pub fn votes(&self) -> bool {
         let voters = self.promise.entry.content.voters();
         voters.iter().any(|voter| voter.id == self.me.id)
     }
@@ -670,6 +700,7 @@ impl<C: Content> Consensus<C> {
 
     fn commit(&mut self, out: &mut Vec<Action<C>>) {
         self.committed = true;
+        self.current = true;
         out.push(Action::Committed {
             at: self.promise.entry.at,
             content: self.promise.entry.content.clone(),

@@ -4,6 +4,7 @@
 //! promises something only after the [`Event::MetaDone`] of the write that makes it durable.
 
 use super::message::Message;
+use crate::store::Layout;
 use vocabulary::{
     ByteRange, ClusterId, DiskId, Generation, Incarnation, NodeId, NodeSet, Record, Refusal,
     ResourceId, VolumeId,
@@ -225,6 +226,14 @@ pub enum Event<P> {
         /// How it went.
         result: Result<(), DiskError>,
     },
+    /// The metadata of a volume were copied to a new place (see [`Action::MoveMetadata`]): at the end of
+    /// a device of this many bytes.
+    MetadataMoved {
+        /// The request.
+        op: OpId,
+        /// How it went.
+        result: Result<u64, DiskError>,
+    },
     /// The store of a volume now has the size asked for (see [`Action::Grow`]).
     GrowDone {
         /// The request.
@@ -351,8 +360,21 @@ pub enum Action<P> {
         /// The blocks.
         data: Vec<u8>,
     },
-    /// Make the volume's store able to hold this many bytes, zeroed beyond the old size, metadata
-    /// placed; answer with [`Event::GrowDone`].
+    /// Internal metadata are in the way of a volume of this many bytes: copy all of them but the
+    /// superblock to the store's new end, durably (`store::relocation`); answer with
+    /// [`Event::MetadataMoved`]. Until then nothing is written to them.
+    MoveMetadata {
+        /// Its name.
+        op: OpId,
+        /// The volume.
+        volume: VolumeId,
+        /// Where they are.
+        from: Layout,
+        /// The size in bytes that the volume shall have.
+        size_bytes: u64,
+    },
+    /// Make the volume's store able to hold this many bytes, zeroed beyond the old size; answer with
+    /// [`Event::GrowDone`].
     Grow {
         /// Its name.
         op: OpId,
@@ -360,6 +382,8 @@ pub enum Action<P> {
         volume: VolumeId,
         /// The new size in bytes.
         size_bytes: u64,
+        /// Where its metadata are: no other place counts any more.
+        layout: Layout,
     },
     /// Connect to the peer; answer with [`Event::Dialed`] or [`Event::DialFailed`].
     Dial {

@@ -20,7 +20,6 @@ use crate::rules::{Rule, Violation, differences_are_known};
 use crate::stage::{Stage, block, node};
 use crate::store::Process;
 use crate::world::{Occurrence, World};
-use replicator::core::api::Command;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use vocabulary::NodeSet;
@@ -539,7 +538,8 @@ fn take(world: &World, mut budget: Budget, choice: Choice) -> (World, Budget) {
             budget.promotions -= 1;
             let old = world.record().primary;
             let drop = old.map_or(NodeSet::EMPTY, NodeSet::only);
-            stage.world.command(node(number), Command::Promote { drop });
+            let command = stage.world.promotion(node(number), drop);
+            stage.world.command(node(number), command);
         }
     }
     (stage.world, budget)

@@ -309,12 +309,8 @@ fn resync_target_promote_is_refused() {
     s.evict(0, 1);
     s.write_blocks(0, 10, 20);
     s.kill(0);
-    let refused = s.command(
-        1,
-        Command::Promote {
-            drop: NodeSet::EMPTY,
-        },
-    );
+    let promotion = s.world.promotion(node(1), NodeSet::EMPTY);
+    let refused = s.command(1, promotion);
     assert_eq!(
         refused,
         Err(CommandError::Refused(Refusal::NotEligible {
@@ -616,12 +612,8 @@ fn concurrent_promotions_have_one_winner() {
     let mut s = Stage::new(3);
     assert_eq!(s.command(0, Command::Demote), Ok(()));
     for n in 0..3 {
-        s.world.command(
-            node(n),
-            Command::Promote {
-                drop: NodeSet::EMPTY,
-            },
-        );
+        let promotion = s.world.promotion(node(n), NodeSet::EMPTY);
+        s.world.command(node(n), promotion);
     }
     s.wait("rest", simulator::world::World::is_at_rest);
     let serving = s.world.nodes.iter().filter(|n| n.serving.is_some()).count();
@@ -669,7 +661,8 @@ fn incarnation_of_a_reset_machine_does_not_answer_for_the_old_one() {
     s.kill(0);
     s.wait("a primary", |w| w.node(node(1)).is_running());
     let drop = NodeSet::only(node(0));
-    if s.command(1, Command::Promote { drop }).is_ok() {
+    let promotion = s.world.promotion(node(1), drop);
+    if s.command(1, promotion).is_ok() {
         s.wait("serving", |w| w.serving() == Some(node(1)));
         s.read(1, block(10));
     }
@@ -778,7 +771,8 @@ fn a_late_admit_of_a_dead_process_lets_nobody_in_without_a_write() {
     s.pass(2000);
     s.kill(0);
     let drop = NodeSet::only(node(0));
-    if s.command(1, Command::Promote { drop }).is_ok() {
+    let promotion = s.world.promotion(node(1), drop);
+    if s.command(1, promotion).is_ok() {
         s.wait("serving", |w| w.serving() == Some(node(1)));
         s.read(1, block(12));
     }

@@ -3,7 +3,7 @@
 
 use super::{Node, node_id};
 use crate::operation::{Done, Failure, MetadataSpec, ReplicaSpec};
-use controller::core::{Backing, Command, Document, MetadataKind, Name, Replica, Resource};
+use controller::core::{Backing, Command, Document, MetadataKind, Name, Policy, Replica, Resource};
 use controller::runtime::CommandError;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -40,11 +40,12 @@ impl Node {
             sizes,
             replicas,
             min_redundancy,
+            policy: Policy::default(),
         };
         self.store.command(command).await.map_err(|error| {
             let remedy = match error {
                 CommandError::Refused(_) => "",
-                CommandError::Unreachable => "start the first node's daemon",
+                CommandError::Unreachable => "start the other nodes' daemons",
                 CommandError::Undecided => "look at `lockstep resource list`",
             };
             Failure::new(&what, error, remedy)

@@ -13,9 +13,13 @@ pub use ids::{
 pub use range::{BLOCK_BYTES, ByteRange, EXTENT_BYTES};
 pub use record::{Change, Member, Record, Refusal};
 
+use serde::{Deserialize, Serialize};
+
 /// A point in time in nanoseconds of a clock that never goes back and counts suspended time
 /// (`CLOCK_BOOTTIME`). Handed to the cores; they never read a clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize,
+)]
 pub struct Time(pub u64);
 
 impl Time {

@@ -20,7 +20,7 @@ pub struct Member {
 }
 
 /// What the configuration store holds for a resource.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Record {
     /// The resource.
     pub resource: ResourceId,
@@ -43,7 +43,7 @@ pub struct Record {
 }
 
 /// A change of a record; there are no others.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Change {
     /// The candidate becomes primary in a new epoch; members that it cannot reach leave.
     Promote {
@@ -86,7 +86,7 @@ pub enum Change {
 }
 
 /// Why a change was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The record has changed since the proposer read it.
     #[error("the record is at generation {current}, the change was based on {based_on}")]

@@ -1,8 +1,10 @@
 //! What can be asked of the configuration store, and what it answers. [`Document::apply`] is the only
 //! place where a document is made from another.
 
+use super::consensus::{Voter, VoterId};
 use super::document::{
-    Document, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, Node, Replica, Report, Resource, Version,
+    Document, Fencing, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS, Node, NodeState,
+    Policy, Replica, Report, Resource, Version,
 };
 use super::name::Name;
 use serde::{Deserialize, Serialize};
@@ -14,14 +16,50 @@ use vocabulary::{
 pub const MAX_VOLUME_BYTES: u64 = 1 << 62;
 
 /// A change of the document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Command {
     /// Changes nothing: its answer names a version that includes all that was committed before.
     Nothing,
     /// A node joins, or has new addresses.
     SetNode {
-        /// The node.
+        /// The node; what operators have said of it is kept if it is known already.
         node: Node,
+    },
+    /// An operator's word about a node.
+    SetNodeState {
+        /// The node.
+        node: NodeId,
+        /// What it is from now on.
+        state: NodeState,
+    },
+    /// How a node is switched off.
+    SetFencing {
+        /// The node.
+        node: NodeId,
+        /// Its fence agent; `None`: it has none any more.
+        fencing: Option<Fencing>,
+    },
+    /// Another voter. One change of voters is under way at a time (RULES 4).
+    AddVoter {
+        /// Its node has none yet.
+        voter: Voter,
+    },
+    /// A voter is none any more.
+    RemoveVoter {
+        /// Which.
+        id: VoterId,
+    },
+    /// The resource is to have a primary: this one, if it is named and can be.
+    Up {
+        /// The resource.
+        resource: ResourceId,
+        /// The primary wanted.
+        next: Option<NodeId>,
+    },
+    /// The resource is to have no primary.
+    Down {
+        /// The resource.
+        resource: ResourceId,
     },
     /// A new resource. Its nodes create their replicas and report them; then it gets its record.
     CreateResource {
@@ -37,6 +75,8 @@ pub enum Command {
         replicas: Vec<Replica>,
         /// No change leaves fewer members in the in-sync set.
         min_redundancy: u8,
+        /// How it is used.
+        policy: Policy,
     },
     /// A resource ceases to be. Its replicas' data stay where they are.
     DeleteResource {
@@ -68,7 +108,7 @@ pub enum Command {
 }
 
 /// Why a command was refused. The document is as it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Refused {
     /// The record does not take the change.
     #[error("{0}")]
@@ -171,6 +211,28 @@ pub enum Refused {
         /// Replicas.
         replicas: u32,
     },
+    /// The node votes already.
+    #[error("node {node} votes already, as {}", .voter.0)]
+    VotesAlready {
+        /// The node.
+        node: NodeId,
+        /// As whom.
+        voter: VoterId,
+    },
+    /// There are enough voters.
+    #[error(
+        "the cluster has {MAX_VOTERS} voters, which is the most; this node follows without a vote"
+    )]
+    TooManyVoters,
+    /// No such voter (any more).
+    #[error("there is no voter {}", .id.0)]
+    NoVoter {
+        /// Which.
+        id: VoterId,
+    },
+    /// The last voter can't go.
+    #[error("it is the last voter; without one nothing can be decided any more")]
+    LastVoter,
     /// The cluster has enough of them.
     #[error("a cluster has at most {MAX_RESOURCES} resources; delete one first")]
     TooManyResources,
@@ -187,6 +249,19 @@ impl Document {
         match command {
             Command::Nothing => {}
             Command::SetNode { node } => next.set_node(node)?,
+            Command::SetNodeState { node, state } => next.set_node_state(*node, *state)?,
+            Command::SetFencing { node, fencing } => next.set_fencing(*node, fencing.clone())?,
+            Command::AddVoter { voter } => next.add_voter(*voter)?,
+            Command::RemoveVoter { id } => next.remove_voter(*id)?,
+            Command::Up {
+                resource,
+                next: wanted,
+            } => next.up(*resource, *wanted)?,
+            Command::Down { resource } => {
+                let resource = next.find_mut(*resource)?;
+                resource.up = false;
+                resource.next = None;
+            }
             Command::CreateResource {
                 name,
                 id,
@@ -194,12 +269,16 @@ impl Document {
                 sizes,
                 replicas,
                 min_redundancy,
+                policy,
             } => next.create(Resource {
                 name: name.clone(),
                 id: *id,
                 initial_sizes: sizes.clone(),
                 replicas: replicas.clone(),
                 min_redundancy: *min_redundancy,
+                policy: *policy,
+                up: false,
+                next: None,
                 history: *history,
                 record: None,
             })?,
@@ -227,9 +306,73 @@ impl Document {
                 id: other.id,
             });
         }
+        let mut node = node.clone();
+        if let Some(known) = self.node(node.id) {
+            node.state = known.state;
+            node.fencing.clone_from(&known.fencing);
+        }
         self.nodes.retain(|other| other.id != node.id);
-        self.nodes.push(node.clone());
+        self.nodes.push(node);
         self.nodes.sort_unstable_by_key(|node| node.id);
+        Ok(())
+    }
+
+    fn set_node_state(&mut self, id: NodeId, state: NodeState) -> Result<(), Refused> {
+        let node = self.nodes.iter_mut().find(|node| node.id == id);
+        node.ok_or(Refused::NoNode { node: id })?.state = state;
+        Ok(())
+    }
+
+    fn set_fencing(&mut self, id: NodeId, fencing: Option<Fencing>) -> Result<(), Refused> {
+        let node = self.nodes.iter_mut().find(|node| node.id == id);
+        node.ok_or(Refused::NoNode { node: id })?.fencing = fencing;
+        Ok(())
+    }
+
+    fn up(&mut self, id: ResourceId, next: Option<NodeId>) -> Result<(), Refused> {
+        let resource = self.find_mut(id)?;
+        if let Some(node) = next
+            && resource.replica(node).is_none()
+        {
+            return Err(Refused::NoReplica { node });
+        }
+        let primary = resource.record.as_ref().and_then(|record| record.primary);
+        resource.up = true;
+        resource.next = next.filter(|_| primary != next);
+        Ok(())
+    }
+
+    fn add_voter(&mut self, voter: Voter) -> Result<(), Refused> {
+        let node = voter.node;
+        if self.node(node).is_none() {
+            return Err(Refused::NoNode { node });
+        }
+        if let Some(present) = self.voters.iter().find(|present| present.node == node) {
+            // The same command once more (its answer was lost) is not an error.
+            if present.id == voter.id {
+                return Ok(());
+            }
+            return Err(Refused::VotesAlready {
+                node,
+                voter: present.id,
+            });
+        }
+        if self.voters.len() >= MAX_VOTERS {
+            return Err(Refused::TooManyVoters);
+        }
+        self.voters.push(voter);
+        self.voters.sort_unstable();
+        Ok(())
+    }
+
+    fn remove_voter(&mut self, id: VoterId) -> Result<(), Refused> {
+        if self.voters.iter().all(|voter| voter.id != id) {
+            return Err(Refused::NoVoter { id });
+        }
+        if self.voters.len() == 1 {
+            return Err(Refused::LastVoter);
+        }
+        self.voters.retain(|voter| voter.id != id);
         Ok(())
     }
 
@@ -359,6 +502,11 @@ impl Document {
             });
         }
         let next = record.apply(based_on, change, &resource.declared())?;
+        if matches!(change, Change::Promote { .. } | Change::Force { .. }) {
+            resource.up = true;
+            // What an operator wanted has come true, or can't.
+            resource.next = None;
+        }
         resource.record = Some(next);
         Ok(())
     }

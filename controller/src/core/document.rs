@@ -1,6 +1,8 @@
 //! The cluster's document: who belongs to the cluster, which resources there are, where their
 //! replicas lie, and each resource's record. Small by construction: every list has a bound.
 
+use super::command::{Command, Refused};
+use super::consensus::{Content, Voter};
 use super::name::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,6 +14,8 @@ pub const MAX_RESOURCES: usize = 256;
 pub const MAX_VOLUMES: usize = 16;
 /// Most replicas of a resource.
 pub const MAX_REPLICAS: usize = 5;
+/// Most voters; further nodes follow without a vote.
+pub const MAX_VOTERS: usize = 7;
 
 /// Counts the changes of a document: the newer of two has the greater one.
 #[derive(
@@ -26,12 +30,14 @@ impl fmt::Display for Version {
 }
 
 /// What the configuration store holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Document {
     /// The cluster.
     pub cluster: ClusterId,
     /// Counts every change.
     pub version: Version,
+    /// Who votes on it, ascending by node.
+    pub voters: Vec<Voter>,
     /// The cluster's nodes, ascending by id.
     pub nodes: Vec<Node>,
     /// Resources, ascending by name.
@@ -39,7 +45,7 @@ pub struct Document {
 }
 
 /// A node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Node {
     /// Its id, never given to another machine.
     pub id: NodeId,
@@ -49,10 +55,68 @@ pub struct Node {
     pub control: String,
     /// Where its replicas listen, `host:port`.
     pub replication: String,
+    /// What an operator has said about it.
+    pub state: NodeState,
+    /// How it is switched off.
+    pub fencing: Option<Fencing>,
+}
+
+/// A fence agent for a node: an executable that takes `key=value` lines on its standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Fencing {
+    /// The executable's path.
+    pub agent: String,
+    /// What it is told besides the action and the node's name.
+    pub parameters: Vec<(String, String)>,
+    /// An action that has not ended by then has failed, in s.
+    pub timeout_s: u32,
+}
+
+/// What an operator has said about a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum NodeState {
+    /// It takes part in everything.
+    #[default]
+    Online,
+    /// It is primary of nothing; its replicas stay in sync.
+    Standby,
+    /// Nothing is started, moved or stopped on its account.
+    Maintenance,
+}
+
+/// Which nodes export a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Access {
+    /// The primary's node.
+    #[default]
+    Exclusive,
+    /// Every node; the others forward to the primary.
+    Follow,
+}
+
+/// What clients of a primary see that may not answer for lack of a quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum OnNoQuorum {
+    /// Their requests wait.
+    #[default]
+    Suspend,
+    /// They get errors.
+    Error,
+}
+
+/// How a resource is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Policy {
+    /// Which nodes export it.
+    pub access: Access,
+    /// What clients see when the primary may not answer.
+    pub on_no_quorum: OnNoQuorum,
+    /// The node that becomes primary where several may.
+    pub preferred: Option<NodeId>,
 }
 
 /// A resource: a consistency group of volumes with one primary.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Resource {
     /// Its name.
     pub name: Name,
@@ -64,6 +128,12 @@ pub struct Resource {
     pub replicas: Vec<Replica>,
     /// No change leaves fewer members in the in-sync set.
     pub min_redundancy: u8,
+    /// How it is used.
+    pub policy: Policy,
+    /// It is to have a primary: an operator's promotion says so, an operator's demotion the opposite.
+    pub up: bool,
+    /// The node that an operator wants as primary; until it is.
+    pub next: Option<NodeId>,
     /// The history that the record begins with.
     pub history: HistoryId,
     /// The record; `None` until the replicas were created.
@@ -71,7 +141,7 @@ pub struct Resource {
 }
 
 /// A replica of a resource on a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Replica {
     /// The node.
     pub node: NodeId,
@@ -82,7 +152,7 @@ pub struct Replica {
 }
 
 /// Where a volume of a replica lies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Backing {
     /// A file or a block device; a relative path is taken from the node's data directory.
     pub path: String,
@@ -91,7 +161,7 @@ pub struct Backing {
 }
 
 /// Where the metadata of a backing store lies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MetadataKind {
     /// External for files, internal for block devices.
     Default,
@@ -105,12 +175,25 @@ pub enum MetadataKind {
 }
 
 /// What a node said about its replica's disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Report {
     /// The disk and its present incarnation.
     pub member: Member,
     /// Lockstep created it, every byte of it reads as zero, and nothing was written since.
     pub empty: bool,
+}
+
+impl Content for Document {
+    type Command = Command;
+    type Refused = Refused;
+
+    fn voters(&self) -> &[Voter] {
+        &self.voters
+    }
+
+    fn apply(&self, command: &Command) -> Result<Self, Refused> {
+        Self::apply(self, command)
+    }
 }
 
 impl Document {
@@ -120,6 +203,7 @@ impl Document {
         Self {
             cluster,
             version: Version(0),
+            voters: Vec::new(),
             nodes: Vec::new(),
             resources: Vec::new(),
         }

@@ -5,13 +5,16 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod command;
+pub mod consensus;
 mod document;
+pub mod failover;
+pub mod mutation;
 mod name;
 
 pub use command::{Command, MAX_VOLUME_BYTES, Refused};
 pub use document::{
-    Backing, Document, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MetadataKind, Node, Replica,
-    Report, Resource, Version,
+    Access, Backing, Document, Fencing, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS,
+    MetadataKind, Node, NodeState, OnNoQuorum, Policy, Replica, Report, Resource, Version,
 };
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 

@@ -48,6 +48,8 @@ fn set_node(id: u8) -> Command {
             name: name(&format!("node{}", id + 1)),
             control: format!("127.0.0.1:{}", 7000 + u16::from(id)),
             replication: format!("127.0.0.1:{}", 7100 + u16::from(id)),
+            state: NodeState::Online,
+            fencing: None,
         },
     }
 }
@@ -62,6 +64,7 @@ fn create(replicas: &[u8]) -> Command {
         sizes: vec![1 << 20],
         replicas: replicas.iter().map(|&id| replica(id)).collect(),
         min_redundancy: 1,
+        policy: Policy::default(),
     }
 }
 

@@ -53,6 +53,14 @@ pub enum Mutation {
     ForceWithoutBits,
     /// Only one copy of a promise is written.
     OneCopyUsed,
+    /// A write or flush is answered without a lease.
+    WriteWithoutLease,
+    /// A replica that is required and not admitted yet need not grant the lease.
+    LeaseOverInSyncOnly,
+    /// A read is answered when there was a lease as it came.
+    LeaseCheckedBeforeRead,
+    /// A new primary serves while an earlier one may still answer.
+    ServeWithoutWord,
 }
 
 impl Mutation {
@@ -82,6 +90,10 @@ impl Mutation {
         Self::FlushRetried,
         Self::ForceWithoutBits,
         Self::OneCopyUsed,
+        Self::WriteWithoutLease,
+        Self::LeaseOverInSyncOnly,
+        Self::LeaseCheckedBeforeRead,
+        Self::ServeWithoutWord,
     ];
 }
 

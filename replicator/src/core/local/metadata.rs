@@ -81,7 +81,7 @@ impl<P: Payload> Local<P> {
         offset: u64,
         data: Vec<u8>,
     ) {
-        let op = self.op(pending);
+        let op = self.op(step, pending);
         let volume = VolumeId(u16::try_from(volume).unwrap_or(u16::MAX));
         step.emit(Action::MetaWrite {
             op,
@@ -511,7 +511,7 @@ impl<P: Payload> Local<P> {
         }
         moving.stage = MoveStage::Copying;
         let (from, size_bytes) = (volume.layout, moving.size_bytes);
-        let op = self.op(Pending::MoveMetadata { volume: index });
+        let op = self.op(step, Pending::MoveMetadata { volume: index });
         step.emit(Action::MoveMetadata {
             op,
             volume: VolumeId(u16::try_from(index).unwrap_or(u16::MAX)),

@@ -197,7 +197,7 @@ impl<P: Payload> Primary<P> {
             return None;
         }
         let now = cx.now();
-        cx.other_members().iter().find(|node| {
+        let lost = cx.other_members().iter().find(|node| {
             let Some(peer) = self.peers.get(node) else {
                 return false;
             };
@@ -213,6 +213,12 @@ impl<P: Payload> Primary<P> {
                 || peer.blocked
                 || other
                 || self.invalidate_commands.contains_key(node)
+        });
+        lost.or_else(|| {
+            // The one that has kept its lease back for longest: without it nobody else is asked for one.
+            let owing = cx.other_members().iter();
+            let owing = owing.filter_map(|node| Some((self.lease_owed(cx, node)?, node)));
+            owing.min().map(|(_, node)| node)
         })
     }
 
@@ -224,6 +230,7 @@ impl<P: Payload> Primary<P> {
         }
         let ready = self.peers.values().filter(|peer| {
             peer.is_live()
+                && self.leased_by(peer.node, cx.now())
                 && !self.invalidate_commands.contains_key(&peer.node)
                 && peer.sync.as_ref().is_some_and(|sync| {
                     !sync.reconciling && sync.left_bytes() <= self.settings.admit_below_bytes
@@ -256,6 +263,13 @@ impl<P: Payload> Primary<P> {
         };
         let member = admitting.member;
         let node = member.node;
+        if self.lease_owed(cx, node).is_some() {
+            // Requiring it holds up every answer.
+            self.admitting_lost(cx, node);
+        }
+        let Some(admitting) = &self.admitting else {
+            return;
+        };
         match admitting.stage {
             AdmitStage::Copying => {
                 let copied = self
@@ -281,7 +295,9 @@ impl<P: Payload> Primary<P> {
                 }
             }
             AdmitStage::HandingOver { done: true, .. }
-                if self.proposal.is_none() && !self.copier.busy_with(node) =>
+                if self.proposal.is_none()
+                    && !self.copier.busy_with(node)
+                    && self.leased_by(node, cx.now()) =>
             {
                 self.set_admit_stage(AdmitStage::Proposed);
                 self.propose(cx, Change::Admit { member });
@@ -450,6 +466,7 @@ impl<P: Payload> Primary<P> {
             });
         }
         self.gated.clear();
+        self.forget_waiting();
         self.propose(cx, Change::Demote { node: self.node });
     }
 

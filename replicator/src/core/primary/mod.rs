@@ -7,6 +7,7 @@
 
 mod copier;
 mod flush;
+mod lease;
 mod membership;
 mod peers;
 mod repair;
@@ -24,6 +25,7 @@ use super::range_lock::{Mode, RangeLock};
 use super::{Step, Tag};
 use copier::Copier;
 use flush::Flushes;
+use lease::Lease;
 use membership::{Admitting, Proposal, Resize};
 use repair::Repair;
 use slab::Slab;
@@ -61,7 +63,7 @@ impl<P: Payload> Cx<'_, '_, P> {
 pub(crate) enum Stage {
     /// The promise of the epoch is on its way to disk.
     Promising,
-    /// Every member's window is asked for.
+    /// Every member's window is asked for, and earlier primaries' leases run out.
     Gathering,
     /// Clients are served.
     Serving,
@@ -139,6 +141,7 @@ pub(crate) struct Primary<P> {
     required: NodeSet,
     /// Replicas whose acknowledgements count: their disk and incarnation are the required ones.
     counting: NodeSet,
+    lease: Lease<P>,
     next_seq: u64,
     ops: VecDeque<Option<Op<P>>>,
     own: Outstanding,
@@ -165,6 +168,7 @@ pub(crate) struct Primary<P> {
     waiting_for: NodeSet,
     latency: Latency,
     granted: Vec<Key>,
+    last_tick: Time,
     /// Something changed that `maintain` has to look at in full.
     changed: bool,
 }
@@ -183,6 +187,7 @@ impl<P: Payload> Primary<P> {
             next_session: 1,
             required: NodeSet::only(node),
             counting: NodeSet::only(node),
+            lease: Lease::new(cx.now()),
             next_seq: 1,
             ops: VecDeque::new(),
             own: Outstanding::default(),
@@ -205,6 +210,7 @@ impl<P: Payload> Primary<P> {
             waiting_for: NodeSet::EMPTY,
             latency: Latency::default(),
             granted: Vec::new(),
+            last_tick: cx.now(),
             changed: true,
         };
         cx.local.live_becomes_old();
@@ -224,6 +230,10 @@ impl<P: Payload> Primary<P> {
 
     pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    pub(crate) fn required(&self) -> NodeSet {
+        self.required
     }
 
     pub(crate) fn waiting_for(&self) -> NodeSet {
@@ -487,7 +497,7 @@ impl<P: Payload> Primary<P> {
         self.reply(cx, key, Ok(None));
     }
 
-    fn reply(
+    fn answer(
         &mut self,
         cx: &mut Cx<'_, '_, P>,
         key: usize,
@@ -638,6 +648,7 @@ impl<P: Payload> Primary<P> {
         self.required = required;
         self.counting = counting;
         self.changed = true;
+        self.lease_over(cx);
         let node = self.node;
         let complete: Vec<Seq> = self
             .ops_under_way()
@@ -663,17 +674,20 @@ impl<P: Payload> Primary<P> {
         }
         self.refresh(cx);
         self.check_membership(cx);
-        if self.stage == Stage::Gathering && cx.local.drained() && self.gathered(cx) {
+        let word = self.lease.word || mutated(Mutation::ServeWithoutWord);
+        if self.stage == Stage::Gathering && word && cx.local.drained() && self.gathered(cx) {
             self.start_serving(cx);
         }
         self.check_reconciled(cx);
         self.check_renewed(cx);
         self.check_drained(cx);
         self.open_gate(cx);
+        self.answer_waiting(cx);
         self.check_waiting(cx);
     }
 
     pub(crate) fn tick(&mut self, cx: &mut Cx<'_, '_, P>) {
+        self.tick_lease(cx.now());
         self.tick_peers(cx);
         self.tick_flush(cx);
         self.tick_copier(cx);
@@ -694,8 +708,11 @@ impl<P: Payload> Primary<P> {
             .filter(|p| p.is_live())
             .map(|p| p.node)
             .collect();
-        let present = live.intersection(self.counting).with(self.node);
-        let waiting = self.required.difference(present);
+        let present = live.intersection(self.counting);
+        let others = self.required.without(self.node).iter();
+        let waiting: NodeSet = others
+            .filter(|&node| !present.contains(node) || self.lease_owed(cx, node).is_some())
+            .collect();
         if waiting == self.waiting_for {
             return;
         }

@@ -181,15 +181,17 @@ impl Plane {
             return;
         };
         let (epoch, generation) = slot.machine.frame_context();
-        let state = (slot.machine.serves(), epoch, generation);
+        let (serves, standing) = (slot.machine.serves(), slot.machine.standing());
+        let state = Some((serves, epoch, generation, standing));
         if state != slot.reported {
             slot.reported = state;
             let record = slot.machine.record().cloned();
             (self.report)(
                 slot.id,
                 Report::State {
-                    serves: state.0,
+                    serves,
                     record,
+                    standing,
                 },
             );
         }

@@ -77,6 +77,11 @@ enum ReplicaError {
         found_bytes: u64,
         needed_bytes: u64,
     },
+    #[error(
+        "{} is the disk that was replaced; name another path, or empty it (for a file: move it away)",
+        path.display()
+    )]
+    Replaced { path: PathBuf },
     #[error("can't read the kernel's boot id: {0}")]
     BootId(io::Error),
     #[error(transparent)]
@@ -670,6 +675,12 @@ fn attach_all(
             source,
         }
     })?;
+    if request.replaced == Some(attached.identity.disk) {
+        let path = request.volumes.first().map(|place| place.path.clone());
+        return Err(ReplicaError::Replaced {
+            path: path.unwrap_or_default(),
+        });
+    }
     for (((place, disk), volume), writes) in request
         .volumes
         .iter()

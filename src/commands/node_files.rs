@@ -22,7 +22,7 @@ pub(super) fn init(path: &Path, json: bool) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn dump_metadata(file: &Path) -> Outcome {
-    print!("{}", crate::metadata::dump(file)?);
+pub(super) fn dump_metadata(file: &Path, device_size: Option<u64>) -> Outcome {
+    print!("{}", crate::metadata::dump(file, device_size)?);
     Ok(ExitCode::SUCCESS)
 }

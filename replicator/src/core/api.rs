@@ -110,8 +110,10 @@ pub enum Command {
     Force,
     /// Drain, flush and stop being primary.
     Demote,
-    /// Compare every block with every connected replica (on the primary).
+    /// Compare every block with every connected replica that is in sync (on the primary).
     Verify {
+        /// Only with this one.
+        node: Option<NodeId>,
         /// Write the primary's bytes where a replica differs.
         repair: bool,
     },

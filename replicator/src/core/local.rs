@@ -665,15 +665,9 @@ impl<P: Payload> Local<P> {
 
     /// Since when the oldest request that a device should answer soon is under way. Looks at all.
     pub(crate) fn oldest_request(&self) -> Option<Time> {
-        let soon = self
-            .pending
-            .iter()
-            .filter(|(_, (_, pending))| {
-                !matches!(
-                    pending,
-                    Pending::Grow { .. } | Pending::MoveMetadata { .. }
-                )
-            });
+        let soon = self.pending.iter().filter(|(_, (_, pending))| {
+            !matches!(pending, Pending::Grow { .. } | Pending::MoveMetadata { .. })
+        });
         soon.map(|(_, (since, _))| *since).min()
     }
 

@@ -6,6 +6,7 @@
 pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod fio;
+pub(crate) mod loops;
 pub(crate) mod nbd;
 pub(crate) mod network;
 pub(crate) mod ports;

@@ -1,7 +1,7 @@
 //! The command line's grammar. What a command does is in `commands`.
 
 use crate::operation::MetadataSpec;
-use crate::size::parse_size;
+use crate::size::{parse_duration, parse_size};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -25,11 +25,25 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Run one node
     Daemon(DaemonArgs),
-    /// Create a new cluster: once, on its first node, before its daemon is started
+    /// Create a new cluster with its keys: once, on its first node, before its daemon is started
     Init {
         /// The node's configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// Print a token that lets one machine join; on the node where the cluster was created
+    Token {
+        /// How long it may be used: a number with s, m, h or d behind it
+        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        valid: u64,
+    },
+    /// Make this machine a node of the token's cluster: once, before its daemon is started
+    Join {
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// What `lockstep token` printed
+        token: String,
     },
     /// Nodes, resources and replicas as they are now
     Status {
@@ -301,6 +315,9 @@ mod tests {
             "lockstep demo --nodes 3 --witnesses 0 --size 1GiB --dir DIR --port 10809 --exec CMD",
             "lockstep daemon --config lockstep.toml",
             "lockstep init --config lockstep.toml",
+            "lockstep token",
+            "lockstep token --valid 10m",
+            "lockstep join --config lockstep.toml lsjoin1_x",
             "lockstep status",
             "lockstep status r0 --json --watch",
             "lockstep --socket S status",
@@ -360,6 +377,8 @@ mod tests {
             ("lockstep verify r0 --stop --repair", "--repair"),
             ("lockstep invalidate r0", "<NODE>"),
             ("lockstep daemon", "--config"),
+            ("lockstep join --config lockstep.toml", "<TOKEN>"),
+            ("lockstep token --valid soon", "\"soon\" is not a time"),
             ("lockstep node fencing node1", "--agent"),
             (
                 "lockstep node fencing node1 --agent /a --set ip",

@@ -17,6 +17,11 @@ pub(crate) enum Operation {
         replicas: Vec<ReplicaSpec>,
         min_redundancy: u8,
     },
+    /// A token that lets one machine join.
+    Token {
+        /// Seconds until it expires.
+        valid_s: u64,
+    },
     /// A resource ceases to be; its data stay.
     DeleteResource { name: String },
     /// Another, empty disk takes the place of a replica's.

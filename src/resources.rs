@@ -127,6 +127,7 @@ impl Resources {
 
     /// Makes the data plane's replicas those of the document.
     fn follow(&self, document: &Document, done: &mpsc::UnboundedSender<Done>) {
+        self.plane.nodes(&document.nodes);
         let mut replicas = self.replicas();
         let gone: Vec<ResourceId> = replicas
             .keys()
@@ -218,7 +219,7 @@ impl Resources {
         let Some(placed) = resource.replica(self.config.node) else {
             return;
         };
-        let directory = &self.config.data_directory;
+        let directory = &self.config.file.data_directory;
         let volumes = placed
             .backing
             .iter()

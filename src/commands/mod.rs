@@ -25,6 +25,12 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Demo(args) => crate::demo::run(&args),
         Command::Daemon(args) => crate::daemon::run(&args),
         Command::Init { config } => node_files::init(&config, json),
+        Command::Join { config, token } => block_on(node_files::join(&config, &token, json)),
+        Command::Token { valid } => block_on(operate::run(
+            &client,
+            Operation::Token { valid_s: valid },
+            json,
+        )),
         Command::DumpMetadata { file, device_size } => {
             node_files::dump_metadata(&file, device_size)
         }

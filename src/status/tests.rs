@@ -37,8 +37,8 @@ fn created() -> Document {
             node: Node {
                 id: node(id),
                 name: Name::new(&format!("node{}", id + 1)).unwrap(),
-                control: "h:1".to_owned(),
-                replication: "h:2".to_owned(),
+                control: vec![format!("h{id}:1")],
+                replication: vec![format!("h{id}:2")],
                 state: NodeState::Online,
                 fencing: None,
             },

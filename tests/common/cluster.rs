@@ -46,6 +46,17 @@ pub(crate) fn name(k: usize) -> String {
     format!("node{k}")
 }
 
+/// An address in a configuration file: `control` or `replication`.
+pub(crate) fn address_in(config: &Path, key: &str) -> String {
+    let text = std::fs::read_to_string(config).expect("a configuration");
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix(&format!("{key} = ")));
+    value
+        .expect("the key is there")
+        .trim_matches('"')
+        .to_owned()
+}
+
 impl Cluster {
     /// Lays out a cluster; no node runs.
     pub(crate) fn new(nodes: usize, size_bytes: u64) -> Self {
@@ -115,15 +126,9 @@ impl Cluster {
         std::fs::write(&path, change(text)).expect("the configuration can be written");
     }
 
-    /// An address in the configuration of node `k` about itself: `control` or `replication`.
+    /// An address in the configuration of node `k`: `control` or `replication`.
     pub(crate) fn address(&self, k: usize, key: &str) -> String {
-        let text = std::fs::read_to_string(self.file(k, "lockstep.toml")).expect("a configuration");
-        let lines = text
-            .lines()
-            .skip_while(|line| *line != format!("id = {}", k - 1));
-        let mut values = lines.filter_map(|line| line.strip_prefix(&format!("{key} = ")));
-        let value = values.next().expect("the key is there");
-        value.trim_matches('"').to_owned()
+        address_in(&self.file(k, "lockstep.toml"), key)
     }
 
     /// A running cluster: node 1 is primary, all replicas are in sync.

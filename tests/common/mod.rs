@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod ports;
 pub(crate) mod stamps;
 pub(crate) mod status;
+pub(crate) mod tls;
 
 use std::time::{Duration, Instant};
 

@@ -1,10 +1,11 @@
 //! The network between the nodes of a cluster, as relays on loopback: each node's configuration
-//! names relays in place of the other nodes, so that a test can cut a node off and heal it. While a
+//! reaches the other nodes through relays, so that a test can cut a node off and heal it. While a
 //! path is cut nothing passes and nothing breaks, as when a cable is pulled: what was sent before
 //! arrives once it is plugged in again.
 
+use super::cluster::address_in;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +28,7 @@ pub(crate) struct Network {
 struct Path {
     from: usize,
     to: usize,
+    target: String,
     cut: Arc<Mutex<Vec<bool>>>,
     stop: Arc<AtomicBool>,
 }
@@ -49,28 +51,44 @@ impl Path {
         !self.stopped()
     }
 
-    fn serve(&self, listener: &TcpListener, target: &str) {
+    /// A datagram on a path that is cut is lost.
+    fn carry_datagrams(&self, socket: &UdpSocket) {
+        socket
+            .set_read_timeout(Some(LOOK_EVERY))
+            .expect("a time-out can be set");
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while !self.stopped() {
+            if let Ok((count, _)) = socket.recv_from(&mut buffer)
+                && !self.is_cut()
+            {
+                // Nobody there: lost as well.
+                let _ = socket.send_to(&buffer[..count], &self.target);
+            }
+        }
+    }
+
+    fn serve(&self, listener: &TcpListener) {
         listener
             .set_nonblocking(true)
             .expect("a listener can be made non-blocking");
         while !self.stopped() {
             match listener.accept() {
                 Ok((near, _)) => {
-                    let (path, target) = (self.clone(), target.to_owned());
-                    std::thread::spawn(move || path.relay(near, &target));
+                    let path = self.clone();
+                    std::thread::spawn(move || path.relay(near));
                 }
                 Err(_) => std::thread::sleep(LOOK_EVERY),
             }
         }
     }
 
-    fn relay(&self, near: TcpStream, target: &str) {
+    fn relay(&self, near: TcpStream) {
         near.set_nonblocking(false)
             .expect("a socket can be made blocking");
         if !self.wait_open() {
             return;
         }
-        let Ok(far) = TcpStream::connect(target) else {
+        let Ok(far) = TcpStream::connect(&self.target) else {
             return;
         };
         let (Ok(near_too), Ok(far_too)) = (near.try_clone(), far.try_clone()) else {
@@ -107,39 +125,50 @@ impl Path {
 impl Network {
     /// Puts relays between nodes with these configuration files, none of which may run.
     pub(crate) fn between(configs: &[PathBuf]) -> Self {
-        let cut = Arc::new(Mutex::new(vec![false; configs.len()]));
-        let stop = Arc::new(AtomicBool::new(false));
+        let network = Self {
+            cut: Arc::new(Mutex::new(vec![false; configs.len()])),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        let targets: Vec<[String; 2]> = configs
+            .iter()
+            .map(|config| ["control", "replication"].map(|key| address_in(config, key)))
+            .collect();
         for (from, config) in configs.iter().enumerate() {
-            let text = std::fs::read_to_string(config).expect("the configuration can be read");
-            let mut node = None;
-            let lines = text.lines().map(|line| {
-                if let Some(id) = line.strip_prefix("id = ") {
-                    node = id.parse::<usize>().ok();
-                }
-                let address = ["control", "replication"].iter().find_map(|key| {
-                    let value = line.strip_prefix(&format!("{key} = \""))?;
-                    Some((*key, value.trim_end_matches('"').to_owned()))
+            let mut text = std::fs::read_to_string(config).expect("the configuration can be read");
+            for (to, target) in targets.iter().enumerate().filter(|(to, _)| *to != from) {
+                let [control, replication] = target.clone().map(|target| {
+                    network.relay(Path {
+                        from,
+                        to,
+                        target,
+                        cut: Arc::clone(&network.cut),
+                        stop: Arc::clone(&network.stop),
+                    })
                 });
-                match (address, node) {
-                    (Some((key, target)), Some(to)) if to != from => {
-                        let path = Path {
-                            from,
-                            to,
-                            cut: Arc::clone(&cut),
-                            stop: Arc::clone(&stop),
-                        };
-                        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-                        let relay = listener.local_addr().expect("an address");
-                        std::thread::spawn(move || path.serve(&listener, &target));
-                        format!("{key} = \"{relay}\"\n")
-                    }
-                    _ => format!("{line}\n"),
-                }
-            });
-            let changed: String = lines.collect();
-            std::fs::write(config, changed).expect("the configuration can be written");
+                text.push_str(&format!(
+                    "\n[reach.node{}]\ncontrol = \"{control}\"\nreplication = \"{replication}\"\n",
+                    to + 1
+                ));
+            }
+            std::fs::write(config, text).expect("the configuration can be written");
         }
-        Self { cut, stop }
+        network
+    }
+
+    /// Starts a relay and gives its address.
+    fn relay(&self, path: Path) -> SocketAddr {
+        // The same port for connections and for datagrams.
+        let (listener, socket, address) = (0..100)
+            .find_map(|_| {
+                let listener = TcpListener::bind("127.0.0.1:0").ok()?;
+                let address = listener.local_addr().ok()?;
+                Some((listener, UdpSocket::bind(address).ok()?, address))
+            })
+            .expect("a port that is free for both");
+        let datagrams = path.clone();
+        std::thread::spawn(move || datagrams.carry_datagrams(&socket));
+        std::thread::spawn(move || path.serve(&listener));
+        address
     }
 
     /// Cuts node `k`, counted from 1, off from all others, or heals that.

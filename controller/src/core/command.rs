@@ -3,8 +3,8 @@
 
 use super::consensus::{Voter, VoterId};
 use super::document::{
-    Backing, Document, Fencing, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS, Node,
-    NodeState, Policy, Replica, Report, Resource, Version,
+    Backing, Document, Fencing, MAX_ADDRESSES, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES,
+    MAX_VOTERS, Node, NodeState, Policy, Replica, Report, Resource, Version,
 };
 use super::name::Name;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,17 @@ pub const MAX_VOLUME_BYTES: u64 = 1 << 62;
 pub enum Command {
     /// Changes nothing: its answer names a version that includes all that was committed before.
     Nothing,
-    /// A node joins, or has new addresses.
+    /// A machine joins.
+    AddNode {
+        /// The node; its id is new.
+        node: Node,
+    },
+    /// A node leaves for good.
+    RemoveNode {
+        /// The node; it has no vote and no replica any more.
+        node: NodeId,
+    },
+    /// A node has new addresses.
     SetNode {
         /// The node; what operators have said of it is kept if it is known already.
         node: Node,
@@ -161,6 +171,42 @@ pub enum Refused {
         /// Who has it.
         id: NodeId,
     },
+    /// Another machine has that id.
+    #[error("the node id {id} was given to another machine; try again")]
+    NodeIdTaken {
+        /// The id.
+        id: NodeId,
+    },
+    /// Another node has that address.
+    #[error(
+        "the address {address} belongs to node {name} already; give each node addresses of its own"
+    )]
+    AddressTaken {
+        /// The address.
+        address: String,
+        /// Who has it.
+        name: Name,
+    },
+    /// A node is to have none or too many.
+    #[error("{count} addresses were given; a node has 1 to {MAX_ADDRESSES} for each purpose")]
+    AddressCount {
+        /// As asked.
+        count: u32,
+    },
+    /// A node that is to go has a vote.
+    #[error("node {node} has a vote; it gives that up first")]
+    StillVotes {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node that is to go holds a replica.
+    #[error("node {node} holds a replica of {resource}; remove that first")]
+    HoldsReplica {
+        /// The node.
+        node: NodeId,
+        /// The resource.
+        resource: Name,
+    },
     /// A replica is placed on a node that is not in the cluster.
     #[error("node {node} is not in the cluster")]
     NoNode {
@@ -276,6 +322,8 @@ impl Document {
         let mut next = self.clone();
         match command {
             Command::Nothing => {}
+            Command::AddNode { node } => next.add_node(node)?,
+            Command::RemoveNode { node } => next.remove_node(*node)?,
             Command::SetNode { node } => next.set_node(node)?,
             Command::SetNodeState { node, state } => next.set_node_state(*node, *state)?,
             Command::SetFencing { node, fencing } => next.set_fencing(*node, fencing.clone())?,
@@ -331,6 +379,33 @@ impl Document {
         Ok(next)
     }
 
+    fn add_node(&mut self, node: &Node) -> Result<(), Refused> {
+        match self.node(node.id) {
+            // The same command once more (its answer was lost) is not an error.
+            Some(known) if known == node => Ok(()),
+            None if !self.departed.contains(node.id) => self.set_node(node),
+            _ => Err(Refused::NodeIdTaken { id: node.id }),
+        }
+    }
+
+    fn remove_node(&mut self, id: NodeId) -> Result<(), Refused> {
+        if self.voters.iter().any(|voter| voter.node == id) {
+            return Err(Refused::StillVotes { node: id });
+        }
+        let mut resources = self.resources.iter();
+        if let Some(resource) = resources.find(|resource| resource.replica(id).is_some()) {
+            return Err(Refused::HoldsReplica {
+                node: id,
+                resource: resource.name.clone(),
+            });
+        }
+        if self.node(id).is_some() {
+            self.nodes.retain(|node| node.id != id);
+            self.departed.insert(id);
+        }
+        Ok(())
+    }
+
     fn set_node(&mut self, node: &Node) -> Result<(), Refused> {
         if let Some(other) = self.node_named(node.name.as_str())
             && other.id != node.id
@@ -339,6 +414,27 @@ impl Document {
                 name: node.name.clone(),
                 id: other.id,
             });
+        }
+        for addresses in [&node.control, &node.replication] {
+            if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
+                return Err(Refused::AddressCount {
+                    count: count(addresses.len()),
+                });
+            }
+        }
+        // An address serves one purpose of one node.
+        for (place, address) in addresses(node).enumerate() {
+            let others = self.nodes.iter().filter(|other| other.id != node.id);
+            let mut others = others.flat_map(|other| addresses(other).map(|a| (a, &other.name)));
+            let other = others.find(|(other, _)| *other == address);
+            let twice = addresses(node).take(place).any(|other| other == address);
+            let twice = twice.then_some((address, &node.name));
+            if let Some((_, name)) = other.or(twice) {
+                return Err(Refused::AddressTaken {
+                    address: address.clone(),
+                    name: name.clone(),
+                });
+            }
         }
         let mut node = node.clone();
         if let Some(known) = self.node(node.id) {
@@ -636,6 +732,10 @@ const fn is_size(size_bytes: u64) -> bool {
     size_bytes >= BLOCK_BYTES
         && size_bytes <= MAX_VOLUME_BYTES
         && size_bytes.is_multiple_of(BLOCK_BYTES)
+}
+
+fn addresses(node: &Node) -> impl Iterator<Item = &String> {
+    node.control.iter().chain(&node.replication)
 }
 
 fn count(len: usize) -> u32 {

@@ -1,5 +1,6 @@
 //! Promises of the configuration store's state machine.
 
+use super::consensus::{Voter, VoterId};
 use super::*;
 use proptest::prelude::*;
 use vocabulary::{
@@ -47,8 +48,8 @@ fn set_node(id: u8) -> Command {
         node: Node {
             id: node(id),
             name: name(&format!("node{}", id + 1)),
-            control: format!("127.0.0.1:{}", 7000 + u16::from(id)),
-            replication: format!("127.0.0.1:{}", 7100 + u16::from(id)),
+            control: vec![format!("127.0.0.1:{}", 7000 + u16::from(id))],
+            replication: vec![format!("127.0.0.1:{}", 7100 + u16::from(id))],
             state: NodeState::Online,
             fencing: None,
         },
@@ -374,6 +375,81 @@ fn two_nodes_never_share_a_name() {
             name: name("node1"),
             id: node(0)
         })
+    );
+}
+
+#[test]
+fn nodes_join_under_ids_and_addresses_of_their_own_and_do_not_come_back() {
+    let new = |id: u8, port: u16| Node {
+        id: node(id),
+        name: name(&format!("new{port}")),
+        control: vec![format!("127.0.0.1:{port}")],
+        replication: vec![format!("127.0.0.1:{}", port + 1)],
+        state: NodeState::Online,
+        fencing: None,
+    };
+    let add = |node: Node| Command::AddNode { node };
+    let cluster = cluster();
+    let free = cluster.free_node_id().unwrap();
+    assert!(cluster.node(free).is_none());
+    let joined = run(&cluster, &[add(new(free.get(), 8000))]);
+    // Once more: its answer was lost.
+    assert_eq!(joined.apply(&add(new(free.get(), 8000))).unwrap(), joined);
+    assert_eq!(
+        joined.apply(&add(new(free.get(), 9000))),
+        Err(Refused::NodeIdTaken { id: free })
+    );
+    let next = joined.free_node_id().unwrap().get();
+    for bad in [8000, 8001, 7999] {
+        let refused = joined.apply(&add(Node {
+            name: name("other"),
+            ..new(next, bad)
+        }));
+        assert!(
+            matches!(refused, Err(Refused::AddressTaken { .. })),
+            "{bad}"
+        );
+    }
+    let mut same = new(next, 9000);
+    same.replication = same.control.clone();
+    assert!(matches!(
+        joined.apply(&add(same)),
+        Err(Refused::AddressTaken { .. })
+    ));
+    for count in [0, 5] {
+        let many = (0..count).map(|host| format!("10.0.0.{host}:1")).collect();
+        let refused = joined.apply(&add(Node {
+            control: many,
+            ..new(next, 9000)
+        }));
+        assert_eq!(refused, Err(Refused::AddressCount { count }));
+    }
+    let left = run(&joined, &[Command::RemoveNode { node: free }]);
+    assert!(left.node(free).is_none() && left.departed.contains(free));
+    assert_ne!(left.free_node_id(), Some(free));
+    assert_eq!(
+        left.apply(&add(new(free.get(), 8000))),
+        Err(Refused::NodeIdTaken { id: free })
+    );
+}
+
+#[test]
+fn a_node_with_a_vote_or_a_replica_does_not_leave() {
+    let voter = Voter {
+        node: node(1),
+        id: VoterId(5),
+    };
+    let document = run(&cluster(), &[create(&[0]), Command::AddVoter { voter }]);
+    assert_eq!(
+        document.apply(&Command::RemoveNode { node: node(0) }),
+        Err(Refused::HoldsReplica {
+            node: node(0),
+            resource: name("r0")
+        })
+    );
+    assert_eq!(
+        document.apply(&Command::RemoveNode { node: node(1) }),
+        Err(Refused::StillVotes { node: node(1) })
     );
 }
 

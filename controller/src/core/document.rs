@@ -154,7 +154,6 @@ pub struct Replica {
     /// What the node last said about its disk; `None`: it was never attached.
     pub report: Option<Report>,
     /// The disk that an operator had replaced last: never again this replica's.
-    #[serde(default)]
     pub replaced: Option<DiskId>,
 }
 

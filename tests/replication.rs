@@ -126,6 +126,11 @@ fn verify_finds_what_differs_and_repair_mends_it() {
         );
     }
     assert_eq!(found.len(), planted.len(), "{found:?}");
+    // One replica alone, and only that.
+    cluster.must(1, &["verify", "r0", "node3", "--wait"]);
+    assert_eq!(cluster.events(1, "differs").len(), planted.len());
+    cluster.must(1, &["verify", "r0", "node2", "--wait"]);
+    assert_eq!(cluster.events(1, "differs").len(), 2 * planted.len());
 
     cluster.must(1, &["verify", "r0", "--repair", "--wait"]);
     let done = cluster.events(1, "verify-done");

@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod fio;
 pub(crate) mod lab;
+pub(crate) mod loops;
 pub(crate) mod nbd;
 pub(crate) mod ports;
 pub(crate) mod stamps;

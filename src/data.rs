@@ -542,6 +542,7 @@ fn disk_config(config: &Config, request: &AttachRequest, index: usize) -> DiskCo
             Some(path) => MetaPlace::SideFile(path.clone()),
             None => MetaPlace::Internal(Places::in_file(
                 config
+                    .file
                     .data_directory
                     .join("places")
                     .join(format!("{}-{index}", request.resource)),

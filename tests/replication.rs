@@ -7,7 +7,7 @@ use common::cluster::{Cluster, name};
 use common::command::{output_within, text};
 use common::fio::{Fio, FioLoop};
 use common::nbd::Client;
-use common::stamps::{History, Writers};
+use common::stamps::Writers;
 use common::{SOON, wait_for};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -27,16 +27,6 @@ fn wait_acknowledged(writers: &Writers, goal: u64) {
             Err(format!("{now} of {goal} writes"))
         }
     });
-}
-
-fn check_histories(cluster: &Cluster, k: usize, histories: &[History]) {
-    let mut client = cluster.client(k);
-    for history in histories {
-        assert!(history.acknowledged_writes() > 0, "a writer wrote nothing");
-        history
-            .check(&mut client)
-            .unwrap_or_else(|error| panic!("{error}"));
-    }
 }
 
 // --- cuts ------------------------------------------------------------------------------------

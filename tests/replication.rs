@@ -55,7 +55,7 @@ fn a_secondary_that_is_cut_off_by_the_network_is_evicted_and_returns_when_it_hea
 fn a_cut_that_is_shorter_than_the_time_outs_costs_a_pause_and_nothing_else() {
     let mut cluster = Cluster::in_a_lab(2, 1, SIZE);
     let before = cluster.r0(1);
-    let writers = Writers::start_on(|| cluster.client(1), 2, BLOCKS);
+    let writers = Writers::start_on(|| cluster.client(1), 0, 2, BLOCKS);
     wait_acknowledged(&writers, 500);
     cluster.lab().cut_off(2);
     // Not synchronisation: this is how long the cut lasts.

@@ -82,11 +82,16 @@ impl Writers {
     /// Starts `count` writers on an export, each on `blocks_each` blocks.
     pub(crate) fn start(port: u16, export: &str, count: u64, blocks_each: u64) -> Self {
         let open = || Client::connect(port, export).expect("the export can be opened");
-        Self::start_on(open, count, blocks_each)
+        Self::start_on(open, 0, count, blocks_each)
     }
 
-    /// The same on connections that are opened so.
-    pub(crate) fn start_on(open: impl Fn() -> Client, count: u64, blocks_each: u64) -> Self {
+    /// The same on connections that are opened so, from this block on.
+    pub(crate) fn start_on(
+        open: impl Fn() -> Client,
+        first_block: u64,
+        count: u64,
+        blocks_each: u64,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let threads = (0..count)
@@ -96,7 +101,7 @@ impl Writers {
                 std::thread::spawn(move || {
                     write(
                         client,
-                        writer * blocks_each,
+                        first_block + writer * blocks_each,
                         blocks_each,
                         &stop,
                         &acknowledged,

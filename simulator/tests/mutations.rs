@@ -8,7 +8,7 @@
 use replicator::core::mutation::Mutation;
 use simulator::deviate::{deviate_from, scope};
 use simulator::executions;
-use simulator::hunt::{guarded, hunt};
+use simulator::hunt::{Fault, guarded, hunt};
 use simulator::rules::Rule;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ fn every_fault_of_the_core_is_noticed() {
             .collect();
         if let Some(script) = scripts.first() {
             let run = |mutation| {
-                guarded(mutation, || {
+                guarded(mutation.map(Fault::Engine), || {
                     script();
                     Ok(())
                 })
@@ -69,7 +69,7 @@ fn one_deviation_from_a_plain_course_shows_a_fault() {
         ("third", Mutation::BitClearedByOlderVersion),
     ] {
         let scope = scope(name).unwrap();
-        let seen = deviate_from(scope, Some(mutation), 1, Duration::from_secs(60), 2);
+        let seen = deviate_from(scope, Some(mutation.into()), 1, Duration::from_secs(60), 2);
         let (violation, path) = seen.broken.expect("noticed");
         assert_ne!(violation.rule, Rule::Bounded, "{violation}");
         println!(

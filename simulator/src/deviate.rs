@@ -9,11 +9,10 @@ use crate::client::Ask;
 use crate::disk::Loss;
 use crate::faults::Repair;
 use crate::fingerprint;
-use crate::hunt::guarded;
+use crate::hunt::{Fault, guarded};
 use crate::rules::{Rule, Violation, differences_are_known, replicas_are_equal};
 use crate::stage::{Stage, block, node};
 use crate::world::{Occurrence, World};
-use replicator::core::mutation::Mutation;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -267,7 +266,7 @@ impl Explorer {
 #[must_use]
 pub fn deviate_from(
     scope: &Scope,
-    mutation: Option<Mutation>,
+    mutation: Option<Fault>,
     deviations: u32,
     limit: Duration,
     threads: u64,

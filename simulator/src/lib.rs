@@ -3,6 +3,7 @@
 
 pub mod checker;
 pub mod client;
+pub mod control;
 pub mod deviate;
 pub mod disk;
 mod drive;

@@ -204,7 +204,7 @@ impl BlockHash {
 }
 
 /// What happened.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event<P> {
     /// A disk write, zero or flush is done.
     DiskDone {

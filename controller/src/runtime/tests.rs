@@ -12,7 +12,8 @@ use std::net::TcpListener as StdListener;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use vocabulary::{
-    Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId,
+    Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet,
+    ResourceId,
 };
 
 const CLUSTER: ClusterId = ClusterId(42);

@@ -88,6 +88,9 @@ pub(crate) enum Command {
     DumpMetadata {
         /// The store, or its metadata file
         file: PathBuf,
+        /// The size that the device had when its metadata were placed at its end, if it has grown since
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        device_size: Option<u64>,
     },
 }
 
@@ -132,8 +135,23 @@ pub(crate) enum ResourceCommand {
         /// Its name
         name: String,
     },
+    /// Put a new, empty disk in the place of a replica's that is broken or gone; it is brought up to date in full
+    ReplaceDisk(ReplaceDiskArgs),
     /// All resources and where their replicas lie
     List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceDiskArgs {
+    /// The resource
+    pub(crate) resource: String,
+    /// The node whose disk is replaced
+    pub(crate) node: String,
+    /// The new files or block devices, one a volume; none: where the old ones were, which must be gone or empty
+    pub(crate) path: Vec<String>,
+    /// Where metadata lies
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) metadata: MetadataSpec,
 }
 
 #[derive(Debug, Args)]
@@ -308,6 +326,8 @@ mod tests {
             "lockstep resource create r0 --size 1GiB",
             "lockstep resource create r0 --size 1GiB --size 2GiB --replica n1:/dev/sdb,/dev/sdc --replica n2 --min-redundancy 2 --metadata internal",
             "lockstep resource delete r0",
+            "lockstep resource replace-disk r0 node2",
+            "lockstep resource replace-disk r0 node2 /dev/sdd --metadata internal",
             "lockstep resource list --json",
             "lockstep volume resize r0 2GiB",
             "lockstep volume resize r0/1 2GiB",
@@ -331,6 +351,7 @@ mod tests {
             "lockstep resync r0 node2 --wait",
             "lockstep invalidate r0 node2",
             "lockstep dump-metadata r0.img",
+            "lockstep dump-metadata /dev/sdb --device-size 100GiB",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");

@@ -126,6 +126,12 @@ impl Node {
             } => self.create(&name, sizes, &replicas, min_redundancy).await,
             Operation::Token { valid_s } => self.token(valid_s, forwarded).await,
             Operation::DeleteResource { name } => self.delete(&name).await,
+            Operation::ReplaceDisk {
+                resource,
+                node,
+                paths,
+                metadata,
+            } => self.replace_disk(&resource, &node, &paths, metadata).await,
             Operation::ListResources => self.list(),
             Operation::Promote {
                 ref resource,
@@ -482,12 +488,15 @@ impl Node {
             Operation::Verify {
                 node, repair, stop, ..
             } => {
-                self.peers(&what, &subject, node.as_deref())?;
+                let named = self.peers(&what, &subject, node.as_deref())?;
                 if *stop {
                     self.command(&what, &subject, Command::VerifyStop).await?;
                     format!("verify of {resource} is stopped")
                 } else {
-                    let command = Command::Verify { repair: *repair };
+                    let command = Command::Verify {
+                        node: node.as_ref().and(named.first().copied()),
+                        repair: *repair,
+                    };
                     self.command(&what, &subject, command).await?;
                     format!(
                         "verify of {resource} is under way; `lockstep status` shows how far, `lockstep events` what differs"

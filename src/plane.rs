@@ -6,7 +6,7 @@ use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::Status;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
-use vocabulary::{Change, Generation, Member, Record, Refusal, ResourceId};
+use vocabulary::{Change, DiskId, Generation, Member, Record, Refusal, ResourceId};
 
 /// Where a volume's store and its metadata lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(crate) struct AttachRequest {
     pub(crate) volumes: Vec<StorePlace>,
     /// Stores may be created: the document has never seen this replica.
     pub(crate) create: bool,
+    /// The disk that was replaced: another has to be there.
+    pub(crate) replaced: Option<DiskId>,
 }
 
 /// A replica that is attached.

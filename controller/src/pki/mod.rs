@@ -102,7 +102,7 @@ pub enum PkiError {
         /// The file.
         path: PathBuf,
         /// How.
-        problem: Box<PkiError>,
+        problem: Box<Self>,
     },
     /// No key, or not one of ours.
     #[error("it does not hold a key of this program's making")]

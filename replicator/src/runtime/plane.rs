@@ -517,6 +517,7 @@ impl Plane {
         let event = match done {
             WorkDone::Hash(result) => Event::HashDone { op, result },
             WorkDone::Grow(result) => Event::GrowDone { op, result },
+            WorkDone::MetadataMoved(result) => Event::MetadataMoved { op, result },
         };
         self.feed(place, event);
     }

@@ -94,6 +94,7 @@ impl Plane {
         }
         prepare(&peer.fd);
         let Some(credentials) = &self.credentials else {
+            peer.state = PeerState::Open;
             peer.arm(&mut self.ring, &self.pool, Token::PeerRecv(index));
             return self.dialed(index, node);
         };

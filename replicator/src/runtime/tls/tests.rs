@@ -144,7 +144,7 @@ impl Pair {
                 loop {
                     let heard = &mut self.heard[end];
                     let plaintext = |bytes: &[u8]| heard.extend_from_slice(bytes);
-                    let (used, opened) = self.ends[end].open(&mut there[end], plaintext)?;
+                    let (used, opened) = self.ends[end].open(&there[end], plaintext)?;
                     there[end].drain(..used);
                     if opened != Opened::Plaintext {
                         break;
@@ -262,6 +262,6 @@ fn changed_and_alien_bytes_are_errors() {
     assert!(pair.settle(1000).is_err());
     assert!(pair.heard[1].is_empty());
     let mut server = Tls::accepting(&to.server).unwrap();
-    let mut alien = b"GET / HTTP/1.1\r\n\r\n".to_vec();
-    assert!(server.open(&mut alien, |_| {}).is_err());
+    let alien = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+    assert!(server.open(&alien, |_| {}).is_err());
 }

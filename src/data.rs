@@ -6,8 +6,9 @@ use crate::nbd::{ExportTable, NbdProtocol};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::taken::once_free;
 use anyhow::Context;
+use controller::core::{OnNoQuorum, Policy};
 use replicator::core::Resource;
-use replicator::core::api::{Action, Command, CommandError, Event, Settings};
+use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Status};
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
@@ -113,8 +114,8 @@ impl Machine for Driven {
         self.0.record()
     }
 
-    fn serves(&self) -> bool {
-        self.0.serves()
+    fn takes_clients(&self) -> bool {
+        self.0.takes_clients()
     }
 }
 
@@ -148,8 +149,11 @@ pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
                 based_on,
                 change,
             },
-            Report::State { serves, record } => {
-                return table.update(resource, serves, record.as_ref());
+            Report::State {
+                takes_clients,
+                record,
+            } => {
+                return table.update(resource, takes_clients, record.as_ref());
             }
         };
         // Nobody listens any more: the node stops.
@@ -271,6 +275,17 @@ impl Plane for DataPlane {
             let _ = answer.send(());
         });
         receiver
+    }
+
+    fn policy(&self, resource: ResourceId, policy: Policy) {
+        let access = match policy.access {
+            controller::core::Access::Exclusive => Access::Exclusive,
+            controller::core::Access::Follow => Access::Follow {
+                session: rand::random(),
+                errors: policy.on_no_quorum == OnNoQuorum::Error,
+            },
+        };
+        self.handle.access(resource, access);
     }
 
     fn record(&self, record: Record) {

@@ -119,7 +119,11 @@ impl Node {
                 sizes,
                 replicas,
                 min_redundancy,
-            } => self.create(&name, sizes, &replicas, min_redundancy).await,
+                policy,
+            } => {
+                self.create(&name, sizes, &replicas, min_redundancy, policy)
+                    .await
+            }
             Operation::DeleteResource { name } => self.delete(&name).await,
             Operation::ListResources => self.list(),
             Operation::Promote {

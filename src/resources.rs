@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::events::{Events, describe};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::view::{LocalResource, LocalView};
-use controller::core::{Backing, Command, Document, MetadataKind, Refused, Report, Resource};
+use controller::core::{Backing, Command, Document, MetadataKind, Policy, Refused, Report, Resource};
 use controller::runtime::{CommandError, StoreHandle};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
@@ -47,6 +47,8 @@ struct Replica {
     phase: Phase,
     /// The newest record that was handed down.
     told: Generation,
+    /// The policy that was.
+    policy: Option<Policy>,
 }
 
 #[derive(Debug)]
@@ -151,6 +153,7 @@ impl Resources {
                     wait: Duration::ZERO,
                 },
                 told: Generation(0),
+                policy: None,
             });
             match &mut replica.phase {
                 Phase::Attaching => {}
@@ -171,6 +174,10 @@ impl Resources {
                     {
                         *declaring = true;
                         self.declare(resource.id, *attached, done.clone());
+                    }
+                    if replica.policy != Some(resource.policy) {
+                        replica.policy = Some(resource.policy);
+                        self.plane.policy(resource.id, resource.policy);
                     }
                     if let Some(record) = &resource.record
                         && record.generation > replica.told
@@ -251,6 +258,7 @@ impl Resources {
                         );
                         self.events.push(Some(&replica.name), "attached", text);
                         replica.told = Generation(0);
+                        replica.policy = None;
                         Phase::Attached {
                             attached,
                             declaring: false,

@@ -4,6 +4,7 @@
 use super::*;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
+use controller::core::{Access, Policy};
 use controller::runtime::{Config as ControllerConfig, Controller, Role as StoreRole};
 use controller::store::DocumentStore;
 use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
@@ -29,6 +30,7 @@ struct FakeState {
     commands: Vec<Command>,
     waiting: Vec<oneshot::Sender<Result<(), CommandError>>>,
     refuse_attach: bool,
+    policy: Option<Policy>,
 }
 
 impl FakePlane {
@@ -71,6 +73,10 @@ impl Plane for FakePlane {
 
     fn detach(&self, _: ResourceId) -> oneshot::Receiver<()> {
         oneshot::channel().1
+    }
+
+    fn policy(&self, _: ResourceId, policy: Policy) {
+        self.state().policy = Some(policy);
     }
 
     fn record(&self, record: Record) {
@@ -264,6 +270,10 @@ fn create(min_redundancy: u8) -> Operation {
         sizes: vec![1 << 20],
         replicas: Vec::new(),
         min_redundancy,
+        policy: Policy {
+            access: Access::Follow,
+            ..Policy::default()
+        },
     }
 }
 
@@ -290,6 +300,8 @@ fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
         let done = second.node.operate(create(1)).await.unwrap();
         assert_eq!(done.message, "r0 is created");
         let request = first.plane.state().attached[0].clone();
+        let policy = first.plane.state().policy.unwrap();
+        assert_eq!(policy.access, Access::Follow);
         assert!(request.create);
         assert_eq!(request.volumes[0].path, Path::new("/tmp/r0.img"));
         assert_eq!(
@@ -461,6 +473,7 @@ fn bad_names_and_places_are_refused_with_advice() {
                 metadata: crate::operation::MetadataSpec::Default,
             }],
             min_redundancy: 1,
+            policy: Policy::default(),
         };
         for (operation, words) in [
             (with("a/b", "node1", &[]), "is not a name"),

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::io;
 use vocabulary::*;
 
+mod follow;
+
 const SIZE: u64 = 64 << 20;
 
 #[derive(Clone, Debug)]
@@ -95,6 +97,7 @@ struct Cluster {
     replies: BTreeMap<u64, Result<Option<Bytes>, ClientError>>,
     commands: BTreeMap<u64, Result<(), CommandError>>,
     notices: Vec<(usize, Notice)>,
+    hung_up: Vec<usize>,
     sent: Vec<(usize, &'static str, u64)>,
 }
 
@@ -159,6 +162,7 @@ impl Cluster {
             replies: BTreeMap::new(),
             commands: BTreeMap::new(),
             notices: Vec::new(),
+            hung_up: Vec::new(),
             sent: Vec::new(),
         };
         for node in 0..count {
@@ -359,6 +363,7 @@ impl Cluster {
                     "a command done twice"
                 );
             }
+            Action::HangUp => self.hung_up.push(node),
             Action::Notice(notice) => self.notices.push((node, notice)),
         }
     }

@@ -539,6 +539,11 @@ impl Plane {
                     self.resources[place.index].peers = peers;
                 }
             }
+            Control::Access(resource, access) => {
+                if let Some(place) = self.place_of(resource) {
+                    self.feed(place, Event::Access(access));
+                }
+            }
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {
                     self.feed(place, Event::Record(*record));

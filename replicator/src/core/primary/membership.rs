@@ -338,10 +338,10 @@ impl<P: Payload> Primary<P> {
                 self.touch_peer(cx, node, &window);
             }
         }
-        cx.step.emit(Action::Send {
-            conn,
-            message: Message::HandOverEnd { id },
-        });
+        // All that is under way is on its way to it, and the rest is stable there.
+        for message in [Message::Settled, Message::HandOverEnd { id }] {
+            cx.step.emit(Action::Send { conn, message });
+        }
         self.set_admit_stage(AdmitStage::HandingOver { id, done: false });
     }
 
@@ -410,6 +410,8 @@ impl<P: Payload> Primary<P> {
         }
         if self.stage == Stage::Draining {
             self.stage = Stage::Serving;
+            // What came meanwhile was not taken: it is sent again.
+            self.detach_all(cx);
         }
         if let Some((id, _)) = self.demote_command.take() {
             let result = Err(CommandError::Undecided);
@@ -443,11 +445,9 @@ impl<P: Payload> Primary<P> {
             return;
         }
         self.stage = Stage::Demoting;
+        let error = self.disk_error(cx);
         for (_, request) in std::mem::take(&mut self.requests) {
-            cx.step.emit(Action::Reply {
-                id: request.id,
-                result: Err(ClientError::Io),
-            });
+            self.answer(cx, request, Err(error));
         }
         self.gated.clear();
         self.propose(cx, Change::Demote { node: self.node });
@@ -480,6 +480,7 @@ impl<P: Payload> Primary<P> {
                 peer.sync = None;
             }
         }
+        self.tell_settled(cx);
         self.settled_after = Seq(self.next_seq);
         self.want_flush();
         self.start_flush(cx);

@@ -107,6 +107,7 @@ impl Plane {
             Action::Send { conn, message } => self.send(conn, message),
             Action::Close { conn } => self.close_conn(conn),
             Action::Reply { id, result } => self.reply(id, result),
+            Action::HangUp => self.hang_up(self.resources[place.index].id),
             Action::Propose { based_on, change } => {
                 let resource = self.resources[place.index].id;
                 (self.report)(resource, Report::Propose { based_on, change });
@@ -157,14 +158,14 @@ impl Plane {
             return;
         };
         let (epoch, generation) = slot.machine.frame_context();
-        let state = (slot.machine.serves(), epoch, generation);
+        let state = (slot.machine.takes_clients(), epoch, generation);
         if state != slot.reported {
             slot.reported = state;
             let record = slot.machine.record().cloned();
             (self.report)(
                 slot.id,
                 Report::State {
-                    serves: state.0,
+                    takes_clients: state.0,
                     record,
                 },
             );

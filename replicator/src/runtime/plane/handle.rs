@@ -10,7 +10,7 @@ use super::super::pool::{PoolBuf, PoolStats};
 use super::super::ring::{RingError, RingStats};
 use super::super::worker::WorkDone;
 use super::WorkKey;
-use crate::core::api::{Action, Command, CommandError, Event, Notice};
+use crate::core::api::{Access, Action, Command, CommandError, Event, Notice};
 use crate::core::status::Status;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,8 +37,8 @@ pub trait Machine {
     fn frame_context(&self) -> (Epoch, Generation);
     /// The record that it has.
     fn record(&self) -> Option<&Record>;
-    /// Does it serve clients?
-    fn serves(&self) -> bool;
+    /// Does it take clients' requests?
+    fn takes_clients(&self) -> bool;
 }
 
 /// Makes a machine in the data plane's thread, at the time that it then is.
@@ -82,10 +82,11 @@ pub enum Report {
         /// The change.
         change: Change,
     },
-    /// It serves now, or not any more, or has another record: what exports are made of.
+    /// It takes clients' requests now, or not any more, or has another record: what exports are made
+    /// of.
     State {
-        /// Does it serve clients?
-        serves: bool,
+        /// Does it take clients' requests?
+        takes_clients: bool,
         /// The record that it has.
         record: Option<Record>,
     },
@@ -182,6 +183,7 @@ pub(super) enum Control {
     Add(Box<NewResource>, Reply<Result<(), PlaneError>>),
     Remove(ResourceId, Reply<Result<(), PlaneError>>),
     Peers(ResourceId, BTreeMap<NodeId, PeerAddress>),
+    Access(ResourceId, Access),
     Record(Box<Record>),
     Refused {
         resource: ResourceId,
@@ -226,6 +228,11 @@ impl PlaneHandle {
     /// Where the resource's replicas listen from now on; used by the next dial.
     pub fn set_peers(&self, resource: ResourceId, peers: BTreeMap<NodeId, PeerAddress>) {
         let _ = self.0.send(Control::Peers(resource, peers));
+    }
+
+    /// Which nodes take clients' requests of a resource, from now on.
+    pub fn access(&self, resource: ResourceId, access: Access) {
+        let _ = self.0.send(Control::Access(resource, access));
     }
 
     /// A record that is known to be committed, in any order and as often as it likes.

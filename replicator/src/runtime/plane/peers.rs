@@ -170,7 +170,7 @@ impl Plane {
     fn message(&mut self, index: usize, header: FrameHeader, message: Message<PoolBuf>) {
         let peer = &mut self.peers[index];
         if peer.state == PeerState::Anonymous {
-            // The decoder lets nothing but a Hello of this cluster through first.
+            // The decoder lets nothing but a Hello or an Attach of this cluster through first.
             let Some(place) = self.place_of(header.context.resource) else {
                 return self.refuse(index, RejectReason::Resource);
             };
@@ -206,7 +206,8 @@ impl Plane {
         let Some(slot) = peer.resource.and_then(|(at, _)| self.resources.get(at)) else {
             return;
         };
-        if !peer.is_dialed {
+        let follows = matches!(message, Message::Attach { .. } | Message::Forward { .. });
+        if !peer.is_dialed || follows {
             peer.position = slot.machine.frame_context();
         }
         if peer.send((slot.cluster, slot.id), message, &mut self.crcs) {

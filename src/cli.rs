@@ -55,6 +55,11 @@ pub(crate) enum Command {
     Promote(PromoteArgs),
     /// Stop serving: drain, flush, and leave the resource without a primary
     Demote(Target),
+    /// Make another node primary: drain, flush, and go on there
+    Move(Target),
+    /// Say what a node is to do
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Allow connections to a peer again and try them now
     Connect(Target),
     /// Drop the connections to a peer and keep them down
@@ -162,6 +167,64 @@ pub(crate) enum NoQuorum {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// It is primary of nothing; its replicas stay in sync
+    Standby {
+        /// The node
+        node: String,
+    },
+    /// It takes part in everything
+    Online {
+        /// The node
+        node: String,
+    },
+    /// Nothing is started, moved or stopped on its account
+    Maintenance {
+        /// The node
+        node: String,
+    },
+    /// Switch it off by its fence agent
+    Fence {
+        /// The node
+        node: String,
+    },
+    /// You know that it is switched off: where two nodes need each other, go on without it
+    ConfirmDead {
+        /// The node
+        node: String,
+    },
+    /// How it is switched off
+    Fencing(FencingArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FencingArgs {
+    /// The node
+    pub(crate) node: String,
+    /// The fence agent: an executable that reads key=value lines on its standard input
+    #[arg(long, value_name = "PATH", required_unless_present = "none")]
+    pub(crate) agent: Option<String>,
+    /// What the agent is told, such as --set ip=10.0.0.9; the action and the node's name are added
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) set: Vec<(String, String)>,
+    /// An action that has not ended by then has failed, in seconds
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) timeout: u32,
+    /// It has no fence agent any more
+    #[arg(long, conflicts_with_all = ["agent", "set"])]
+    pub(crate) none: bool,
+}
+
+fn key_value(word: &str) -> Result<(String, String), String> {
+    match word.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !word.contains('\n') => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err(format!("\"{word}\" is not KEY=VALUE")),
+    }
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
     /// Grow a volume on all its replicas, online; clients see it when they reconnect
     Resize {
@@ -261,6 +324,15 @@ mod tests {
             "lockstep promote r0 node2",
             "lockstep promote r0 node2 --accept-data-loss --confirm-dead node1",
             "lockstep demote r0 node1",
+            "lockstep move r0",
+            "lockstep move r0 node2",
+            "lockstep node standby node1",
+            "lockstep node online node1",
+            "lockstep node maintenance node1",
+            "lockstep node fence node1",
+            "lockstep node confirm-dead node1",
+            "lockstep node fencing node1 --agent /usr/sbin/fence_ipmilan --set ip=10.0.0.9 --set lanplus=1 --timeout 30",
+            "lockstep node fencing node1 --none",
             "lockstep connect r0",
             "lockstep disconnect r0 node2",
             "lockstep verify r0 --repair --wait",
@@ -293,6 +365,11 @@ mod tests {
             ("lockstep verify r0 --stop --repair", "--repair"),
             ("lockstep invalidate r0", "<NODE>"),
             ("lockstep daemon", "--config"),
+            ("lockstep node fencing node1", "--agent"),
+            (
+                "lockstep node fencing node1 --agent /a --set ip",
+                "KEY=VALUE",
+            ),
         ] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(word), "{line}: {error}");

@@ -170,6 +170,7 @@ tuning! {
     peer_timeout_ms: 200, 600_000;
     write_timeout_ms: 500, 600_000;
     evict_after_ms: 0, 600_000;
+    lease_ms: 100, 60_000;
     reconnect_min_ms: 10, 60_000;
     reconnect_max_ms: 10, 600_000;
     propose_again_ms: 50, 10_000;
@@ -298,12 +299,12 @@ impl Config {
         &self.nodes[&self.node]
     }
 
-    /// The node that keeps the configuration store: the first one.
-    pub(crate) fn voter(&self) -> NodeId {
+    /// The node on which the cluster is created: the first one.
+    pub(crate) fn founder(&self) -> NodeId {
         self.nodes.keys().next().copied().unwrap_or(self.node)
     }
 
-    /// Where the voter keeps the document.
+    /// Where this node's voter keeps its promise.
     pub(crate) fn document_path(&self) -> PathBuf {
         self.data_directory.join("configuration")
     }

@@ -5,18 +5,24 @@ use crate::api;
 use crate::cli::DaemonArgs;
 use crate::commands::Outcome;
 use crate::config::Config;
+use crate::engine::{PlaneEngine, Tell};
 use crate::events::Events;
 use crate::lock::DirectoryLock;
 use crate::node::{Node, configured_nodes};
 use crate::resources::Resources;
 use anyhow::Context;
-use controller::core::Document;
-use controller::runtime::{self, Controller, Role};
-use controller::store::{DocumentStore, StoreError};
+use controller::core::consensus::{self, Voter, VoterId};
+use controller::core::{Command, Document, failover};
+use controller::runtime::{self, Controller, Engine};
+use controller::store::{Promise, PromiseStore, StoreError};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+/// A primary whose disk leaves a request unanswered for so long stops its beacons, and another node takes
+/// over. Longer than a flush takes on a busy disk that is well.
+const DISK_LIMIT_MS: u64 = 5_000;
 
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(args: &DaemonArgs) -> Outcome {
@@ -42,23 +48,33 @@ async fn serve(config: Arc<Config>) -> Outcome {
         signal(SignalKind::interrupt())?,
     ];
     let listener = api::listen(&config.api_socket)?;
-    let (controller, forwarded) = start_controller(&config)?;
     let events = Arc::new(Events::new(name.to_string()));
+    let tell = Tell::default();
     let crate::data::Started {
         thread: data_plane,
         plane,
         reports,
-    } = crate::data::start(&config)?;
+    } = crate::data::start(&config, &tell)?;
+    let engine = PlaneEngine::new(
+        data_plane.handle(),
+        tell.clone(),
+        config.settings.lease_ms,
+        DISK_LIMIT_MS,
+    );
+    let (controller, forwarded) = start_controller(&config, Box::new(engine))?;
+    tell.begin(controller.failover());
     let plane: Arc<dyn crate::plane::Plane> = plane;
     let resources = Arc::new(Resources::new(
         Arc::clone(&config),
         controller.handle(),
+        controller.failover(),
         Arc::clone(&plane),
         Arc::clone(&events),
     ));
     let node = Arc::new(Node {
         config: Arc::clone(&config),
         store: controller.handle(),
+        failover: controller.failover(),
         plane,
         resources: Arc::clone(&resources),
         events: Arc::clone(&events),
@@ -99,21 +115,15 @@ async fn first(signals: &mut [Signal; 2]) {
 
 fn start_controller(
     config: &Config,
+    engine: Box<dyn Engine>,
 ) -> anyhow::Result<(Controller, tokio::sync::mpsc::Receiver<runtime::Forwarded>)> {
-    let role = if config.voter() == config.node {
-        let (mut store, document) = DocumentStore::open(&config.document_path(), config.cluster)?;
-        let current = with_configured_nodes(config, &document)?;
-        if current != document {
-            store.save(&current)?;
-        }
-        Role::Voter {
-            store,
-            document: current,
-        }
+    let path = config.document_path();
+    let voter = if path.exists() || config.founder() == config.node {
+        PromiseStore::open(&path, config.cluster)?
     } else {
-        Role::Follower {
-            voter: config.voter(),
-        }
+        // A new voter under a new identity: it votes once the others have taken it in.
+        let promise = Promise::new(VoterId(rand::random()), Document::new(config.cluster));
+        (PromiseStore::create(&path, &promise)?, promise)
     };
     let me = config.this_node();
     let peers = config.nodes.iter();
@@ -123,34 +133,38 @@ fn start_controller(
         name: me.name.clone(),
         listen: me.control.clone(),
         peers: peers
-            .map(|(&id, node)| (id, node.control.clone()))
+            .map(|(&id, node)| (id, vec![node.control.clone()]))
             .collect(),
-        role,
+        voter: Some(voter),
+        consensus: consensus::Settings::default(),
+        failover: failover::Settings::with_lease(config.settings.lease_ms),
+        engine,
+        run: rand::random(),
     })?)
-}
-
-fn with_configured_nodes(config: &Config, document: &Document) -> anyhow::Result<Document> {
-    let mut current = document.clone();
-    for command in configured_nodes(config) {
-        current = current
-            .apply(&command)
-            .context("the configuration file's nodes do not fit the cluster's")?;
-    }
-    Ok(current)
 }
 
 /// Creates the document of a new cluster: once, on its first node.
 pub(crate) fn create_cluster(config: &Config) -> anyhow::Result<()> {
-    let voter = &config.nodes[&config.voter()];
-    if config.voter() != config.node {
+    if config.founder() != config.node {
+        let founder = &config.nodes[&config.founder()];
         anyhow::bail!(
-            "the configuration store is kept by {}, the node with the lowest id\n  to do: run `lockstep init` there; this node needs none, start its daemon",
-            voter.name
+            "the cluster is created on {}, the node with the lowest id\n  to do: run `lockstep init` there; this node needs none, start its daemon",
+            founder.name
         );
     }
     let _lock = DirectoryLock::take(&config.data_directory)?;
-    let document = with_configured_nodes(config, &Document::new(config.cluster))?;
-    DocumentStore::create(&config.document_path(), &document)
+    let me = Voter {
+        node: config.node,
+        id: VoterId(rand::random()),
+    };
+    let mut document = Document::new(config.cluster);
+    let commands = configured_nodes(config);
+    for command in commands.iter().chain([&Command::AddVoter { voter: me }]) {
+        document = document
+            .apply(command)
+            .context("the configuration file's nodes do not fit together")?;
+    }
+    PromiseStore::create(&config.document_path(), &Promise::new(me.id, document))
         .map(drop)
         .map_err(|error: StoreError| error.into())
 }

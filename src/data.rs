@@ -2,6 +2,7 @@
 //! ring thread, and carries answers and reports back.
 
 use crate::config::Config;
+use crate::engine::Tell;
 use crate::nbd::{ExportTable, NbdProtocol};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::taken::once_free;
@@ -10,7 +11,7 @@ use controller::core::{OnNoQuorum, Policy};
 use replicator::core::Resource;
 use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
-use replicator::core::status::{Role, Status};
+use replicator::core::status::{Role, Standing, Status};
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
 use replicator::runtime::plane::{
@@ -117,6 +118,10 @@ impl Machine for Driven {
     fn takes_clients(&self) -> bool {
         self.0.takes_clients()
     }
+
+    fn standing(&self) -> Standing {
+        self.0.standing()
+    }
 }
 
 /// The data plane of this node.
@@ -125,6 +130,7 @@ pub(crate) struct DataPlane {
     config: Arc<Config>,
     handle: PlaneHandle,
     exports: ExportTable,
+    tell: Tell,
     runtime: tokio::runtime::Handle,
     addresses: OnceLock<()>,
 }
@@ -137,10 +143,11 @@ pub(crate) struct Started {
 }
 
 /// Starts the data plane and its listeners. Called within the runtime that answers come to.
-pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
+pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started> {
     let (up, reports) = mpsc::unbounded_channel();
     let exports = ExportTable::default();
     let table = exports.clone();
+    let told = tell.clone();
     let sink = move |resource, report| {
         let event = match report {
             Report::Notice(notice) => PlaneEvent::Notice { resource, notice },
@@ -152,7 +159,9 @@ pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
             Report::State {
                 takes_clients,
                 record,
+                standing,
             } => {
+                told.standing(resource, standing);
                 return table.update(resource, takes_clients, record.as_ref());
             }
         };
@@ -166,6 +175,7 @@ pub(crate) fn start(config: &Arc<Config>) -> anyhow::Result<Started> {
         config: Arc::clone(config),
         handle,
         exports,
+        tell: tell.clone(),
         runtime: tokio::runtime::Handle::current(),
         addresses: OnceLock::new(),
     });
@@ -222,7 +232,7 @@ impl Plane for DataPlane {
     fn attach(&self, request: AttachRequest) -> oneshot::Receiver<Result<Attached, String>> {
         let (answer, receiver) = oneshot::channel();
         let (config, handle) = (Arc::clone(&self.config), self.handle.clone());
-        let exports = self.exports.clone();
+        let (exports, tell) = (self.exports.clone(), self.tell.clone());
         self.keep_addresses(request.resource);
         self.runtime.spawn(async move {
             let peers = resolve(&config).await;
@@ -236,9 +246,11 @@ impl Plane for DataPlane {
                 Ok(Err(error)) => Err(error.to_string()),
                 Ok(Ok(replica)) => {
                     exports.add(id, &name);
+                    tell.attached(id, replica.member(&config));
                     let added = add(&config, &handle, id, replica, peers).await;
                     if added.is_err() {
                         exports.remove(id);
+                        tell.detached(id);
                     }
                     added.map_err(|error| error.to_string())
                 }
@@ -251,7 +263,7 @@ impl Plane for DataPlane {
 
     fn detach(&self, resource: ResourceId) -> oneshot::Receiver<()> {
         let (answer, receiver) = oneshot::channel();
-        let handle = self.handle.clone();
+        let (handle, tell) = (self.handle.clone(), self.tell.clone());
         self.exports.remove(resource);
         self.runtime.spawn(async move {
             let primary = status_of(&handle, resource)
@@ -272,6 +284,7 @@ impl Plane for DataPlane {
             handle.remove_resource(resource, Box::new(|result| drop(reply.send(result))));
             // An error: it was not there.
             let _ = removed.await;
+            tell.detached(resource);
             let _ = answer.send(());
         });
         receiver
@@ -348,16 +361,12 @@ async fn add(
     replica: Replica,
     peers: BTreeMap<NodeId, PeerAddress>,
 ) -> Result<Attached, ReplicaError> {
+    let member = replica.member(config);
     let Replica {
         attached,
         disks,
         empty,
     } = replica;
-    let member = Member {
-        node: config.node,
-        disk: attached.identity.disk,
-        incarnation: attached.identity.incarnation,
-    };
     let settings: Settings = config.settings;
     let make = move |now| -> Box<dyn Machine> {
         let resource = Resource::new(attached.identity, settings, attached.volumes, now);
@@ -423,6 +432,16 @@ struct Replica {
     attached: attach::Attached,
     disks: Vec<Arc<Disk>>,
     empty: bool,
+}
+
+impl Replica {
+    fn member(&self, config: &Config) -> Member {
+        Member {
+            node: config.node,
+            disk: self.attached.identity.disk,
+            incarnation: self.attached.identity.incarnation,
+        }
+    }
 }
 
 /// Whether the metadata is in a file of its own stands second.

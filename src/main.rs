@@ -12,6 +12,7 @@ mod config;
 mod daemon;
 mod data;
 mod demo;
+mod engine;
 mod events;
 mod lock;
 mod metadata;

@@ -3,6 +3,7 @@
 //! refusal says what, why and what to do.
 
 mod create;
+mod roles;
 
 use crate::config::Config;
 use crate::events::Events;
@@ -10,9 +11,9 @@ use crate::operation::{Answer, Done, Failure, Operation, ReplicaListing, Resourc
 use crate::plane::Plane;
 use crate::resources::Resources;
 use crate::size::show_size;
-use crate::view::{ClusterView, LocalResource, LocalView, merge};
+use crate::view::{ClusterView, LocalView, merge};
 use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, NodeState, Resource};
-use controller::runtime::{Forwarded, LinkState, StoreHandle};
+use controller::runtime::{FailoverHandle, Forwarded, StoreHandle};
 use replicator::core::api::{Command, CommandError};
 use replicator::core::status::Role;
 use std::collections::BTreeMap;
@@ -20,8 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
-use vocabulary::{NodeId, NodeSet, Record, Refusal, ResourceId, VolumeId};
+use tokio::time::{sleep, timeout};
+use vocabulary::{NodeId, Record, Refusal, ResourceId, VolumeId};
 
 /// Another node's view that is not there within this time is left out of the picture.
 const VIEW_LIMIT: Duration = Duration::from_secs(1);
@@ -32,8 +33,6 @@ const CATCH_UP_LIMIT: Duration = Duration::from_secs(1);
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// The same for a command that runs on another node.
 const FORWARD_LIMIT: Duration = Duration::from_secs(40);
-/// A promotion waits this long for members that are being attached before it leaves them out.
-const ATTACH_LIMIT: Duration = Duration::from_secs(3);
 /// The answer to a promotion waits this long for the node to serve.
 const SERVE_LIMIT: Duration = Duration::from_secs(5);
 /// What is waited for is looked at this often.
@@ -44,6 +43,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub(crate) struct Node {
     pub(crate) config: Arc<Config>,
     pub(crate) store: StoreHandle,
+    pub(crate) failover: FailoverHandle,
     pub(crate) plane: Arc<dyn Plane>,
     pub(crate) resources: Arc<Resources>,
     pub(crate) events: Arc<Events>,
@@ -129,7 +129,7 @@ impl Node {
             Operation::Promote {
                 ref resource,
                 ref node,
-                accept_data_loss,
+                accept_data_loss: true,
                 ref confirm_dead,
             } => {
                 let what = format!("can't promote {resource}");
@@ -141,33 +141,27 @@ impl Node {
                 if target != self.config.node {
                     return self.forward(&what, target, &operation, forwarded).await;
                 }
-                let force = accept_data_loss.then_some(confirm_dead.as_deref());
-                self.promote(&what, &subject, force).await
+                self.force(&what, &subject, confirm_dead.as_deref()).await
             }
+            Operation::Promote {
+                ref resource,
+                ref node,
+                ..
+            } => self.promote(resource, node.as_deref()).await,
+            Operation::Move {
+                ref resource,
+                ref node,
+            } => self.move_resource(resource, node.as_deref()).await,
+            Operation::SetNode { ref node, state } => self.set_node_state(node, state).await,
+            Operation::SetFencing { ref node, fencing } => self.set_fencing(node, fencing).await,
+            Operation::Fence {
+                ref node,
+                confirmed,
+            } => self.fence(node, confirmed).await,
             Operation::Demote {
                 ref resource,
                 ref node,
-            } => {
-                let what = format!("can't demote {resource}");
-                let subject = self.subject(&what, resource)?;
-                let Some(primary) = subject.record(&what)?.primary else {
-                    return Ok(Done::new(format!("{resource} has no primary already")));
-                };
-                let name = subject.document.node_name(primary);
-                if node.as_ref().is_some_and(|node| *node != name) {
-                    let why = format!("its primary is {name}");
-                    return Err(Failure::new(
-                        what,
-                        why,
-                        format!("lockstep demote {resource} {name}"),
-                    ));
-                }
-                if primary != self.config.node {
-                    return self.forward(&what, primary, &operation, forwarded).await;
-                }
-                self.command(&what, &subject, Command::Demote).await?;
-                Ok(Done::new(format!("{name} serves {resource} no more")))
-            }
+            } => self.demote(resource, node.as_deref()).await,
             Operation::Connect {
                 ref resource,
                 ref node,
@@ -189,18 +183,10 @@ impl Node {
 
     fn document(&self, what: &str) -> Result<Arc<Document>, Failure> {
         self.store.document().ok_or_else(|| {
-            let voter = &self.config.voter();
-            let voter = self
-                .config
-                .nodes
-                .get(voter)
-                .map_or("?", |node| node.name.as_str());
             Failure::new(
                 what,
-                format!(
-                    "this node has not reached the configuration store ({voter}) since its start"
-                ),
-                format!("start the daemon on {voter}, or mend the network to it"),
+                "this node has not heard of the configuration since its start",
+                "start the daemons on the other nodes, or mend the network to them",
             )
         })
     }
@@ -301,13 +287,13 @@ impl Node {
             notes.push(
                 "the configuration store was not reached since this node's start: nothing is known of resources".to_owned(),
             );
-        } else if self.store.link() == LinkState::Searching {
+        } else if self.store.leader().is_none() {
             notes.push(
-                "the configuration store is out of reach: what follows may be old, and no role can change".to_owned(),
+                "the configuration store has no leader within reach: what follows may be old, and no role can change".to_owned(),
             );
         }
         let document = known.unwrap_or_else(|| Arc::new(self.configured()));
-        let mut view = merge(&document, self.config.voter(), &views);
+        let mut view = merge(&document, self.store.leader(), &views);
         view.notes = notes;
         view
     }
@@ -376,108 +362,6 @@ impl Node {
         Ok(Done::new(format!(
             "{name} is deleted; its data stay in the nodes' backing stores"
         )))
-    }
-
-    async fn promote(
-        &self,
-        what: &str,
-        subject: &Subject,
-        force: Option<Option<&str>>,
-    ) -> Result<Done, Failure> {
-        let record = subject.record(what)?;
-        let name = |node: NodeId| subject.document.node_name(node);
-        let here = self.config.node;
-        if subject.resource.replica(here).is_none() {
-            let holders: Vec<String> = subject
-                .resource
-                .replicas
-                .iter()
-                .map(|r| name(r.node))
-                .collect();
-            return Err(Failure::new(
-                what,
-                format!("{} holds no replica of it", self.my_name()),
-                format!("promote one of these: {}", holders.join(", ")),
-            ));
-        }
-        let views = self.attached_views(record, subject.name()).await;
-        let local = |node: NodeId| {
-            views
-                .get(&node)
-                .and_then(|v| v.resources.get(subject.name()))
-        };
-        let primary = record.primary;
-        if primary == Some(here) && local(here).is_some_and(|view| view.role == "Primary") {
-            return Ok(Done::new(format!(
-                "{} is primary of {} already",
-                self.my_name(),
-                subject.name()
-            )));
-        }
-        let old = primary.filter(|&node| node != here);
-        if let Some(old) = old.filter(|&old| local(old).is_some_and(|view| view.primary)) {
-            return Err(Failure::new(
-                what,
-                format!("{} is its primary and serves it", name(old)),
-                format!("first: lockstep demote {} {}", subject.name(), name(old)),
-            ));
-        }
-        let command = if let Some(confirmed) = force {
-            // The old primary could still serve where nobody can ask it.
-            if let Some(old) = old.filter(|old| !views.contains_key(old))
-                && confirmed != Some(name(old).as_str())
-            {
-                return Err(Failure::new(
-                    what,
-                    format!(
-                        "{} was its primary, does not answer, and may still be serving",
-                        name(old)
-                    ),
-                    format!(
-                        "switch it off, make sure, and add --confirm-dead {}",
-                        name(old)
-                    ),
-                ));
-            }
-            Command::Force
-        } else {
-            Command::Promote {
-                drop: out_of_reach(record, here, |node| {
-                    local(node).is_some_and(LocalResource::has_disk)
-                }),
-            }
-        };
-        self.command(what, subject, command).await?;
-        let serves = self.wait_serving(subject.resource.id).await;
-        Ok(Done::new(format!(
-            "{} is primary of {}{}",
-            self.my_name(),
-            subject.name(),
-            if serves {
-                ""
-            } else {
-                "; it will serve when it has heard of the other replicas (`lockstep status` says whom it waits for)"
-            }
-        )))
-    }
-
-    /// What every node knows, once no member of the record is just being attached: a promotion that
-    /// comes right after the nodes' start should not leave them out.
-    async fn attached_views(&self, record: &Record, resource: &str) -> BTreeMap<NodeId, LocalView> {
-        let deadline = Instant::now() + ATTACH_LIMIT;
-        loop {
-            let views = self.views().await;
-            let on_its_way = |node: NodeId| {
-                views.get(&node).is_some_and(|view| {
-                    let local = view.resources.get(resource);
-                    local.is_none_or(LocalResource::is_attaching)
-                })
-            };
-            if !record.members().iter().any(on_its_way) || Instant::now() >= deadline {
-                return views;
-            }
-            sleep(LOOK_EVERY).await;
-        }
     }
 
     /// Waits until this node serves a resource, so that a script may open it next.
@@ -810,6 +694,7 @@ pub(crate) fn configured_nodes(config: &Config) -> Vec<StoreCommand> {
         control: node.control.clone(),
         replication: node.replication.clone(),
         state: NodeState::Online,
+        fencing: None,
     });
     entries.map(|node| StoreCommand::SetNode { node }).collect()
 }
@@ -830,21 +715,6 @@ fn node_id(what: &str, document: &Document, name: &str) -> Result<NodeId, Failur
                 format!("name one of these: {}", names.join(", ")),
             )
         })
-}
-
-/// The members that a promotion leaves out: those that do not answer, unless the record does not
-/// allow to do without them (then it waits for them).
-fn out_of_reach(record: &Record, here: NodeId, answers: impl Fn(NodeId) -> bool) -> NodeSet {
-    let members = record.members();
-    let silent: NodeSet = members
-        .iter()
-        .filter(|&node| node != here && !answers(node))
-        .collect();
-    if members.difference(silent).len() < u32::from(record.min_redundancy) {
-        NodeSet::EMPTY
-    } else {
-        silent
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The API's words: what can be asked of a daemon and what it answers. The same words go from the
 //! command line to a daemon and from daemon to daemon.
 
-use controller::core::Policy;
+use controller::core::{NodeState, Policy};
 use serde::{Deserialize, Serialize};
 
 /// Something to do. Nodes, resources and volumes are named as people name them.
@@ -34,7 +34,22 @@ pub(crate) enum Operation {
         /// A node that the operator knows to be dead.
         confirm_dead: Option<String>,
     },
-    /// The primary stops serving.
+    /// Another node becomes primary, after a drain.
+    Move {
+        resource: String,
+        /// None: the best of the others.
+        node: Option<String>,
+    },
+    /// What an operator says of a node.
+    SetNode { node: String, state: NodeWord },
+    /// How a node is switched off; none: not at all.
+    SetFencing {
+        node: String,
+        fencing: Option<FencingSpec>,
+    },
+    /// A node is to be switched off, or is, by the operator's word.
+    Fence { node: String, confirmed: bool },
+    /// The primary stops serving, and nobody else does.
     Demote {
         resource: String,
         node: Option<String>,
@@ -71,6 +86,54 @@ pub(crate) enum Operation {
     },
     /// What this node alone knows; daemons ask each other for it.
     LocalView,
+}
+
+/// A fence agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FencingSpec {
+    pub(crate) agent: String,
+    pub(crate) parameters: Vec<(String, String)>,
+    pub(crate) timeout_s: u32,
+}
+
+/// A node's state in the API's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum NodeWord {
+    Online,
+    Standby,
+    Maintenance,
+}
+
+impl std::fmt::Display for NodeWord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Online => "online",
+            Self::Standby => "standby",
+            Self::Maintenance => "maintenance",
+        })
+    }
+}
+
+impl From<NodeState> for NodeWord {
+    fn from(state: NodeState) -> Self {
+        match state {
+            NodeState::Online => Self::Online,
+            NodeState::Standby => Self::Standby,
+            NodeState::Maintenance => Self::Maintenance,
+        }
+    }
+}
+
+impl From<NodeWord> for NodeState {
+    fn from(word: NodeWord) -> Self {
+        match word {
+            NodeWord::Online => Self::Online,
+            NodeWord::Standby => Self::Standby,
+            NodeWord::Maintenance => Self::Maintenance,
+        }
+    }
 }
 
 /// A replica of a new resource.

@@ -4,9 +4,9 @@
 use crate::config::Config;
 use crate::events::{Events, describe};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
-use crate::view::{LocalResource, LocalView};
+use crate::view::{LocalResource, LocalView, reason};
 use controller::core::{Backing, Command, Document, MetadataKind, Policy, Refused, Report, Resource};
-use controller::runtime::{CommandError, StoreHandle};
+use controller::runtime::{CommandError, FailoverHandle, StoreHandle};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -33,6 +33,7 @@ const DETACH_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Resources {
     config: Arc<Config>,
     store: StoreHandle,
+    failover: FailoverHandle,
     plane: Arc<dyn Plane>,
     events: Arc<Events>,
     replicas: Mutex<BTreeMap<ResourceId, Replica>>,
@@ -75,12 +76,14 @@ impl Resources {
     pub(crate) fn new(
         config: Arc<Config>,
         store: StoreHandle,
+        failover: FailoverHandle,
         plane: Arc<dyn Plane>,
         events: Arc<Events>,
     ) -> Self {
         Self {
             config,
             store,
+            failover,
             plane,
             events,
             replicas: Mutex::default(),
@@ -342,8 +345,9 @@ impl Resources {
             })
             .collect();
         let mut view = LocalView::default();
+        let document = self.store.document();
         for (id, name, apart) in replicas {
-            let local = match apart {
+            let mut local = match apart {
                 Some(apart) => apart,
                 None => match timeout(STATUS_LIMIT, self.plane.status(id)).await {
                     Ok(Ok(status)) => LocalResource::from(&status),
@@ -351,6 +355,9 @@ impl Resources {
                     Err(_) => LocalResource::detached("the data plane does not answer".to_owned()),
                 },
             };
+            if let (Some(document), Some(waiting)) = (&document, self.failover.waiting(id).await) {
+                local.reason = Some(reason(&waiting, document));
+            }
             view.resources.insert(name, local);
         }
         view

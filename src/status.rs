@@ -127,6 +127,9 @@ fn resource_text(out: &mut String, resource: &ResourceView) {
             ),
         );
     }
+    if let Some(reason) = &resource.reason {
+        line(out, &format!("  ! {reason}"));
+    }
     if !resource.waiting_for.is_empty() {
         line(
             out,

@@ -1,6 +1,7 @@
 //! What one node knows ([`LocalView`]), and how what all nodes know becomes one picture of the
 //! cluster ([`merge`]). Pure: the daemon gathers, this decides whose word counts.
 
+use controller::core::failover::Waiting;
 use controller::core::{Document, Resource};
 use replicator::core::status::{DiskState, PeerStatus, Progress, ReplicationState, Role, Status};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub(crate) struct LocalResource {
     pub(crate) replication_state: String,
     /// Why the replica is not attached, or what else is wrong; for people.
     pub(crate) problem: Option<String>,
+    /// Why nobody serves it, as far as this node knows; for people.
+    pub(crate) reason: Option<String>,
     /// Ids of members that requests wait for.
     pub(crate) waiting_for: Vec<u8>,
     /// Verify under way.
@@ -94,6 +97,8 @@ pub(crate) struct ResourceView {
     pub(crate) primary: Option<String>,
     pub(crate) in_sync: Vec<String>,
     pub(crate) volumes: Vec<VolumeView>,
+    /// Why nobody serves it; for people.
+    pub(crate) reason: Option<String>,
     /// Nodes that requests or a promotion wait for.
     pub(crate) waiting_for: Vec<String>,
     pub(crate) verify: Option<VerifyView>,
@@ -206,6 +211,7 @@ impl From<&Status> for LocalResource {
             disk_state: disk_word(status.disk_state).to_owned(),
             replication_state: replication_word(status.replication).to_owned(),
             problem: None,
+            reason: None,
             waiting_for: status.waiting_for.iter().map(NodeId::get).collect(),
             verify: status.verify.map(|(progress, differing_bytes)| VerifyView {
                 progress: progress.into(),
@@ -237,17 +243,13 @@ impl LocalResource {
         !matches!(self.disk_state.as_str(), "Diskless" | "Failed")
     }
 
-    /// Is it being attached?
-    pub(crate) fn is_attaching(&self) -> bool {
-        self.disk_state == "Attaching"
-    }
-
     fn without_disk(disk_state: &str, problem: Option<String>) -> Self {
         Self {
             role: "Secondary".to_owned(),
             disk_state: disk_state.to_owned(),
             replication_state: "Off".to_owned(),
             problem,
+            reason: None,
             waiting_for: Vec::new(),
             verify: None,
             primary: false,
@@ -256,12 +258,47 @@ impl LocalResource {
     }
 }
 
+/// Why nobody serves a resource, and what would help.
+pub(crate) fn reason(waiting: &Waiting, document: &Document) -> String {
+    let names = |nodes: &vocabulary::NodeSet| {
+        let names: Vec<String> = nodes.iter().map(|node| document.node_name(node)).collect();
+        names.join(" or ")
+    };
+    match waiting {
+        Waiting::Down => "an operator has demoted it; `lockstep promote` brings it up".to_owned(),
+        Waiting::Creation => "its replicas are still being created".to_owned(),
+        Waiting::Quorum => "waiting for a majority of the configuration store's voters: start more of the nodes, or mend the network".to_owned(),
+        Waiting::Peer(node) => format!(
+            "waiting for {0}: it may have gone on alone while this node was away; if it never returns: `lockstep node confirm-dead {0}`, which may lose what it wrote",
+            document.node_name(*node)
+        ),
+        Waiting::ConfirmDead(node) => format!(
+            "waiting for {0}, or for your word: two voters need each other, and no fence agent is configured; make sure that it is off, then `lockstep node confirm-dead {0}`",
+            document.node_name(*node)
+        ),
+        Waiting::Fence(node) => format!(
+            "{} does not answer and is being switched off by its fence agent",
+            document.node_name(*node)
+        ),
+        Waiting::LastGoodCopy(nodes) => format!(
+            "waiting for {}: it has the last good copy; if it never returns: `lockstep promote RESOURCE NODE --accept-data-loss`",
+            names(nodes)
+        ),
+        Waiting::Lease => "waiting until the last primary can't answer any more".to_owned(),
+        Waiting::Promotion => "a new primary is taking over".to_owned(),
+        Waiting::Standby(nodes) => format!(
+            "{} could serve it but is on standby or in maintenance; `lockstep node online` ends that",
+            names(nodes)
+        ),
+    }
+}
+
 /// One picture from all. `views` holds the nodes that answered. A node's own word counts for its
 /// role and disk; for what a replica lacks the primary's word counts, without one the greatest claim
 /// of any in-sync member.
 pub(crate) fn merge(
     document: &Document,
-    voter: NodeId,
+    leader: Option<NodeId>,
     views: &BTreeMap<NodeId, LocalView>,
 ) -> ClusterView {
     ClusterView {
@@ -271,8 +308,8 @@ pub(crate) fn merge(
             .map(|node| NodeView {
                 name: node.name.to_string(),
                 online: views.contains_key(&node.id),
-                voter: node.id == voter,
-                leader: node.id == voter && views.contains_key(&node.id),
+                voter: document.voters.iter().any(|voter| voter.node == node.id),
+                leader: leader == Some(node.id),
             })
             .collect(),
         resources: document
@@ -354,6 +391,13 @@ fn merge_resource(
                     .collect(),
             })
             .collect(),
+        // Whoever says that somebody serves is right; else the node that sees the most.
+        reason: if source.is_some_and(|(_, view)| view.role == "Primary") {
+            None
+        } else {
+            let reasons = local.values().filter_map(|view| view.reason.clone());
+            reasons.max()
+        },
         waiting_for: waiting_for(resource, &local, source.map(|(_, view)| view))
             .into_iter()
             .map(name)

@@ -10,7 +10,6 @@ use crate::net::End;
 use crate::rules::{Rule, Violation};
 use crate::stage::{Stage, block, node};
 use crate::world::{Occurrence, World};
-use replicator::core::api::Command;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::{self, Write};
 use std::rc::Rc;
@@ -341,7 +340,8 @@ fn take(world: &World, mut budget: Budget, choice: Choice) -> (World, Budget, St
             budget.promotions -= 1;
             let old = world.record().primary;
             let drop = old.map_or(NodeSet::EMPTY, NodeSet::only);
-            stage.world.command(node(number), Command::Promote { drop });
+            let command = stage.world.promotion(node(number), drop);
+            stage.world.command(node(number), command);
         }
     }
     (stage.world, budget, what)

@@ -80,6 +80,14 @@ impl Operator {
 }
 
 impl World {
+    /// The command that promotes a node in place of whom it takes for the primary.
+    #[must_use]
+    pub fn promotion(&self, id: NodeId, drop: NodeSet) -> Command {
+        let status = self.node(id).core.as_ref().map(|c| c.status(self.now));
+        let over = status.map(|status| status.epoch).unwrap_or_default();
+        Command::Promote { drop, over }
+    }
+
     /// Gives a node's core a command; its id.
     pub fn command(&mut self, id: NodeId, command: Command) -> u64 {
         self.operator.next += 1;
@@ -227,7 +235,8 @@ impl World {
             .filter(|m| !self.node(*m).is_running() || !self.net.joined(candidate, *m))
             .collect();
         self.operator.last_promote = self.now;
-        self.command(candidate, Command::Promote { drop });
+        let command = self.promotion(candidate, drop);
+        self.command(candidate, command);
     }
 
     /// A member's disk is gone for good and nobody else is entitled: only the operator's word helps.
@@ -286,7 +295,8 @@ impl World {
             _ => {
                 // Promote somebody who may not be entitled to it.
                 let drop = NodeSet::EMPTY;
-                self.command(peer, Command::Promote { drop });
+                let command = self.promotion(peer, drop);
+                self.command(peer, command);
                 return;
             }
         };

@@ -5,7 +5,7 @@ use crate::engine::{Attached, Core, Expected, Factory, IdentityLost, MetaWrites,
 use crate::node::Volume;
 use crate::payload::Stamps;
 use replicator::core::api::{Action, Event, Settings};
-use replicator::core::status::Status;
+use replicator::core::status::{Standing, Status};
 use replicator::core::{Resource, attach};
 use replicator::store::dump::ReadAt;
 use replicator::store::{
@@ -138,40 +138,71 @@ impl Attached for Replica {
 
     fn start(self: Box<Self>, now: Time) -> Box<dyn Core> {
         let Self { attached, settings } = *self;
-        Box::new(Resource::<Stamps>::new(
-            attached.identity,
-            settings,
-            attached.volumes,
-            now,
-        ))
+        let settings = Settings {
+            lease_ms: u64::MAX,
+            ..settings
+        };
+        let core = Resource::new(attached.identity, settings, attached.volumes, now);
+        let standing = core.standing();
+        Box::new(Driven { core, standing })
     }
 }
 
-impl Core for Resource<Stamps> {
+/// The core by itself, without beacons.
+#[derive(Clone, Debug)]
+struct Driven {
+    core: Resource<Stamps>,
+    standing: Standing,
+}
+
+impl Driven {
+    /// Every lease is granted for ever, and a promoted node serves at once.
+    fn grant_all(&mut self, now: Time, out: &mut Vec<Action<Stamps>>) {
+        while self.standing != self.core.standing() {
+            self.standing = self.core.standing();
+            let Standing {
+                primary, required, ..
+            } = self.standing;
+            let Some(epoch) = primary else { break };
+            for node in required.iter() {
+                let granted = Event::Granted {
+                    node,
+                    epoch,
+                    sent: now,
+                };
+                self.core.handle(now, granted, out);
+            }
+            self.core.handle(now, Event::Serve { epoch }, out);
+        }
+        self.core.end_turn(now, out);
+    }
+}
+
+impl Core for Driven {
     fn handle(&mut self, now: Time, event: Event<Stamps>, out: &mut Vec<Action<Stamps>>) {
-        self.handle(now, event, out);
-        self.end_turn(now, out);
+        self.core.handle(now, event, out);
+        self.grant_all(now, out);
     }
 
     fn handle_timeout(&mut self, now: Time, out: &mut Vec<Action<Stamps>>) {
-        self.handle_timeout(now, out);
-        self.end_turn(now, out);
+        self.core.handle_timeout(now, out);
+        self.grant_all(now, out);
     }
 
     fn poll_timeout(&self) -> Option<Time> {
-        self.poll_timeout()
+        self.core.poll_timeout()
     }
 
     fn status(&self, now: Time) -> Status {
-        self.status(now)
+        self.core.status(now)
     }
 
     fn generation(&self) -> Generation {
-        self.frame_context().1
+        self.core.frame_context().1
     }
 
     fn may_differ(&self, node: NodeId, volume: VolumeId) -> Vec<ByteRange> {
-        self.may_differ(node, volume)
+        self.core.may_differ(node, volume)
     }
 
     fn fork(&self) -> Box<dyn Core> {

@@ -30,6 +30,7 @@ pub struct Outcome {
 #[must_use]
 pub fn fast_settings(rng: &mut Rng) -> Settings {
     Settings {
+        lease_ms: 500,
         ping_interval_ms: 60,
         peer_timeout_ms: rng.between(200, 500),
         write_timeout_ms: rng.between(300, 1500),

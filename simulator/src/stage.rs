@@ -51,6 +51,7 @@ impl Stage {
             al_extents: 8,
             min_redundancy: 1,
             settings: Settings {
+                lease_ms: 500,
                 ping_interval_ms: 60,
                 peer_timeout_ms: 300,
                 write_timeout_ms: 600,
@@ -217,7 +218,8 @@ impl Stage {
             .iter()
             .filter(|m| !self.world.node(*m).is_running() || !self.world.net.joined(me, *m))
             .collect();
-        let result = self.command(number, Command::Promote { drop });
+        let command = self.world.promotion(me, drop);
+        let result = self.command(number, command);
         assert_eq!(result, Ok(()), "promotion of {me}");
         self.wait("serving", |w| w.serving() == Some(me));
     }

@@ -390,7 +390,12 @@ impl World {
 
     /// Runs for this many milliseconds.
     pub fn run_ms(&mut self, ms: u64) {
-        let until = self.now.plus_ms(ms);
+        self.run_us(ms * 1000);
+    }
+
+    /// Runs for this many microseconds.
+    pub fn run_us(&mut self, us: u64) {
+        let until = Time(self.now.0 + us * 1000);
         while self.step(until) {}
     }
 

@@ -5,6 +5,7 @@
 use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::DiskState;
 use simulator::client::Ask;
+use simulator::disk::Loss;
 use simulator::stage::{Stage, block, node};
 use vocabulary::{BLOCK_BYTES, ByteRange, EXTENT_BYTES, NodeSet, Refusal, VolumeId};
 
@@ -308,12 +309,8 @@ fn resync_target_promote_is_refused() {
     s.evict(0, 1);
     s.write_blocks(0, 10, 20);
     s.kill(0);
-    let refused = s.command(
-        1,
-        Command::Promote {
-            drop: NodeSet::EMPTY,
-        },
-    );
+    let promotion = s.world.promotion(node(1), NodeSet::EMPTY);
+    let refused = s.command(1, promotion);
     assert_eq!(
         refused,
         Err(CommandError::Refused(Refusal::NotEligible {
@@ -615,12 +612,8 @@ fn concurrent_promotions_have_one_winner() {
     let mut s = Stage::new(3);
     assert_eq!(s.command(0, Command::Demote), Ok(()));
     for n in 0..3 {
-        s.world.command(
-            node(n),
-            Command::Promote {
-                drop: NodeSet::EMPTY,
-            },
-        );
+        let promotion = s.world.promotion(node(n), NodeSet::EMPTY);
+        s.world.command(node(n), promotion);
     }
     s.wait("rest", simulator::world::World::is_at_rest);
     let serving = s.world.nodes.iter().filter(|n| n.serving.is_some()).count();
@@ -668,7 +661,8 @@ fn incarnation_of_a_reset_machine_does_not_answer_for_the_old_one() {
     s.kill(0);
     s.wait("a primary", |w| w.node(node(1)).is_running());
     let drop = NodeSet::only(node(0));
-    if s.command(1, Command::Promote { drop }).is_ok() {
+    let promotion = s.world.promotion(node(1), drop);
+    if s.command(1, promotion).is_ok() {
         s.wait("serving", |w| w.serving() == Some(node(1)));
         s.read(1, block(10));
     }
@@ -678,6 +672,33 @@ fn incarnation_of_a_reset_machine_does_not_answer_for_the_old_one() {
     }
     s.rest();
     assert!(!s.is_blank(1, 10));
+}
+
+/// The member that lost its cache stands in the record all the while that it is renewed. What it has
+/// not got back is not flushed on it, whatever it answers: should the others lose their caches too, it
+/// may be promoted.
+#[test]
+fn a_flush_covers_what_a_renewed_member_lost() {
+    let last = EXTENT_BYTES / BLOCK - 1;
+    for at_us in (0..40).map(|n| n * 50) {
+        let mut s = Stage::of(2, EXTENT_BYTES, |config| {
+            config.min_redundancy = 2;
+            config.settings.admit_below_bytes = 64 << 10;
+        });
+        s.pass(1000);
+        s.write(0, block(last));
+        s.power_off(1);
+        s.start(1);
+        s.wait("little is left to copy", |w| {
+            let status = w.node(node(0)).core.as_ref().map(|c| c.status(w.now));
+            let peers = status.into_iter().flat_map(|s| s.peers);
+            let mut progress = peers.flat_map(|p| p.progress).flatten();
+            progress.any(|p| p.left_bytes <= 64 << 10)
+        });
+        s.world.run_us(at_us);
+        s.flush(0);
+        s.rest();
+    }
 }
 
 #[test]
@@ -750,7 +771,8 @@ fn a_late_admit_of_a_dead_process_lets_nobody_in_without_a_write() {
     s.pass(2000);
     s.kill(0);
     let drop = NodeSet::only(node(0));
-    if s.command(1, Command::Promote { drop }).is_ok() {
+    let promotion = s.world.promotion(node(1), drop);
+    if s.command(1, promotion).is_ok() {
         s.wait("serving", |w| w.serving() == Some(node(1)));
         s.read(1, block(12));
     }
@@ -874,4 +896,36 @@ fn copies_are_in_the_targets_window() {
 #[test]
 fn force_sets_all_bits() {
     simulator::executions::force_sets_all_bits();
+}
+
+/// A client that saw, after a power loss of all, that a write is gone must not meet it again after the
+/// next one, as it does not on one disk: it has decided by what it read (a journal was replayed or not).
+#[test]
+fn what_was_read_in_a_new_history_stays_so_after_the_next_power_loss() {
+    for (first, second) in [(0, 1), (1, 0)] {
+        let mut s = Stage::new(2);
+        s.pass(1000);
+        // Lost in 0's cache, on 1 it had reached the medium.
+        s.write(0, block(10));
+        s.world.power_off(node(0), Loss::All);
+        s.world.power_off(node(1), Loss::Nothing);
+        s.start(0);
+        s.start(1);
+        s.pass(200);
+        s.promote(first);
+        // The other is a member still, by its old incarnation, and can't be evicted.
+        s.world.store.up = false;
+        let read = s.ask(first, Ask::Read(block(10)));
+        s.pass(20);
+        assert!(s.is_open(read), "answered while {second} may say otherwise");
+        s.power_off(0);
+        s.power_off(1);
+        s.world.store.up = true;
+        s.start(0);
+        s.start(1);
+        s.pass(200);
+        s.promote(second);
+        s.read(second, block(10));
+        s.rest();
+    }
 }

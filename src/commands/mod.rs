@@ -5,9 +5,9 @@ mod node_files;
 mod operate;
 mod show;
 
-use crate::cli::{Cli, Command, ResourceCommand, VolumeCommand};
+use crate::cli::{Cli, Command, NodeCommand, ResourceCommand, VolumeCommand};
 use crate::client::Client;
-use crate::operation::Operation;
+use crate::operation::{FencingSpec, NodeWord, Operation};
 use std::process::ExitCode;
 
 /// A command's end: what to exit with.
@@ -59,6 +59,39 @@ pub(crate) fn run(cli: Cli) -> Outcome {
                 Operation::Demote { resource, node },
                 json,
             ))
+        }
+        Command::Move(target) => {
+            let (resource, node) = (target.resource, target.node);
+            block_on(operate::run(
+                &client,
+                Operation::Move { resource, node },
+                json,
+            ))
+        }
+        Command::Node(command) => {
+            let state = |node, state| Operation::SetNode { node, state };
+            let operation = match command {
+                NodeCommand::Standby { node } => state(node, NodeWord::Standby),
+                NodeCommand::Online { node } => state(node, NodeWord::Online),
+                NodeCommand::Maintenance { node } => state(node, NodeWord::Maintenance),
+                NodeCommand::Fence { node } => Operation::Fence {
+                    node,
+                    confirmed: false,
+                },
+                NodeCommand::ConfirmDead { node } => Operation::Fence {
+                    node,
+                    confirmed: true,
+                },
+                NodeCommand::Fencing(args) => Operation::SetFencing {
+                    node: args.node,
+                    fencing: args.agent.map(|agent| FencingSpec {
+                        agent,
+                        parameters: args.set,
+                        timeout_s: args.timeout,
+                    }),
+                },
+            };
+            block_on(operate::run(&client, operation, json))
         }
         Command::Connect(target) => {
             let (resource, node) = (target.resource, target.node);

@@ -56,7 +56,7 @@ fn a_whole_file_is_taken() {
         ClusterId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef)
     );
     assert_eq!(config.nodes.len(), 2);
-    assert_eq!(config.voter(), config.node);
+    assert_eq!(config.founder(), config.node);
     assert_eq!(config.settings.ping_interval_ms, 100);
     assert_eq!(
         config.settings.peer_timeout_ms,

@@ -46,7 +46,7 @@ impl Node {
         self.store.command(command).await.map_err(|error| {
             let remedy = match error {
                 CommandError::Refused(_) => "",
-                CommandError::Unreachable => "start the first node's daemon",
+                CommandError::Unreachable => "start the other nodes' daemons",
                 CommandError::Undecided => "look at `lockstep resource list`",
             };
             Failure::new(&what, error, remedy)

@@ -2,16 +2,19 @@
 //! that only notes what it is asked.
 
 use super::*;
+use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
 use controller::core::{Access, Policy};
-use controller::runtime::{Config as ControllerConfig, Controller, Role as StoreRole};
-use controller::store::DocumentStore;
-use replicator::core::status::{DiskState, ReplicationState, Role, Status, VolumeStatus};
+use controller::core::consensus::{self, Voter, VoterId};
+use controller::core::failover;
+use controller::runtime::{Config as ControllerConfig, Controller, Engine};
+use controller::store::{Promise, PromiseStore};
+use replicator::core::status::{DiskState, ReplicationState, Role, Standing, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
-use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, ResourceId};
+use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -20,6 +23,7 @@ const BOUND: Duration = Duration::from_secs(20);
 struct FakePlane {
     node: NodeId,
     up: mpsc::UnboundedSender<PlaneEvent>,
+    tell: Tell,
     state: Mutex<FakeState>,
 }
 
@@ -46,6 +50,18 @@ impl FakePlane {
         }
     }
 
+    /// Fail-over hears how the replica is.
+    fn tell(&self, resource: ResourceId, record: Option<&Record>) {
+        let record = record.filter(|record| record.primary == Some(self.node));
+        self.tell.attached(resource, self.member());
+        let standing = Standing {
+            failed: false,
+            primary: record.map(|record| record.epoch),
+            required: record.map(Record::members).unwrap_or_default(),
+        };
+        self.tell.standing(resource, standing);
+    }
+
     fn role(&self, record: Option<&Record>) -> Role {
         if record.is_some_and(|record| record.primary == Some(self.node)) {
             Role::Primary
@@ -66,6 +82,9 @@ impl Plane for FakePlane {
                 empty: true,
             })
         };
+        if result.is_ok() {
+            self.tell(request.resource, None);
+        }
         self.state().attached.push(request);
         answer.send(result).unwrap();
         receiver
@@ -80,6 +99,7 @@ impl Plane for FakePlane {
     }
 
     fn record(&self, record: Record) {
+        self.tell(record.resource, Some(&record));
         let mut state = self.state();
         state.record = Some(record);
         for waiting in state.waiting.drain(..) {
@@ -102,7 +122,7 @@ impl Plane for FakePlane {
         let mut state = self.state();
         state.commands.push(command);
         let change = match command {
-            Command::Promote { drop } => Change::Promote {
+            Command::Promote { drop, .. } => Change::Promote {
                 candidate: self.member(),
                 drop,
                 history: HistoryId(9),
@@ -154,6 +174,28 @@ impl Plane for FakePlane {
     }
 }
 
+/// The fake data plane as fail-over sees it.
+struct FakeEngine(Arc<FakePlane>);
+
+impl Engine for FakeEngine {
+    fn act(&self, action: failover::Action) {
+        let (resource, command) = match action {
+            failover::Action::Promote {
+                resource,
+                drop,
+                over,
+            } => (resource, Command::Promote { drop, over }),
+            failover::Action::Demote { resource } => (resource, Command::Demote),
+            _ => return,
+        };
+        drop(self.0.command(resource, command));
+    }
+
+    fn turns(&self) -> bool {
+        true
+    }
+}
+
 struct Running {
     node: Arc<Node>,
     plane: Arc<FakePlane>,
@@ -185,17 +227,29 @@ fn configs(count: u8) -> Vec<Arc<Config>> {
 
 fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let me = config.this_node();
-    let role = if config.node == config.voter() {
+    let voter = (config.node == config.founder()).then(|| {
+        let me = Voter {
+            node: config.node,
+            id: VoterId(1),
+        };
         let document = configured_nodes(config)
             .iter()
+            .chain([&StoreCommand::AddVoter { voter: me }])
             .fold(Document::new(config.cluster), |d, c| d.apply(c).unwrap());
-        let store = DocumentStore::create(&dir.join("configuration"), &document).unwrap();
-        StoreRole::Voter { store, document }
-    } else {
-        StoreRole::Follower {
-            voter: config.voter(),
-        }
-    };
+        let promise = Promise::new(me.id, document);
+        let store = PromiseStore::create(&dir.join("configuration"), &promise).unwrap();
+        (store, promise)
+    });
+    let (up, from_plane) = mpsc::unbounded_channel();
+    let plane = Arc::new(FakePlane {
+        node: config.node,
+        up,
+        tell: Tell::default(),
+        state: Mutex::new(FakeState {
+            refuse_attach,
+            ..FakeState::default()
+        }),
+    });
     let (controller, forwarded) = Controller::start(ControllerConfig {
         cluster: config.cluster,
         node: config.node,
@@ -204,24 +258,21 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         peers: config
             .nodes
             .iter()
-            .map(|(&id, n)| (id, n.control.clone()))
+            .map(|(&id, n)| (id, vec![n.control.clone()]))
             .collect(),
-        role,
+        voter,
+        consensus: consensus::Settings::default(),
+        failover: failover::Settings::default(),
+        engine: Box::new(FakeEngine(Arc::clone(&plane))),
+        run: 1,
     })
     .unwrap();
-    let (up, from_plane) = mpsc::unbounded_channel();
-    let plane = Arc::new(FakePlane {
-        node: config.node,
-        up,
-        state: Mutex::new(FakeState {
-            refuse_attach,
-            ..FakeState::default()
-        }),
-    });
+    plane.tell.begin(controller.failover());
     let events = Arc::new(Events::new(me.name.to_string()));
     let resources = Arc::new(Resources::new(
         Arc::clone(config),
         controller.handle(),
+        controller.failover(),
         Arc::<FakePlane>::clone(&plane),
         Arc::clone(&events),
     ));
@@ -229,6 +280,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     let node = Arc::new(Node {
         config: Arc::clone(config),
         store: controller.handle(),
+        failover: controller.failover(),
         plane: Arc::<FakePlane>::clone(&plane),
         resources,
         events,
@@ -318,7 +370,7 @@ fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
 
         let failure = first.node.operate(promote(None)).await.unwrap_err();
         assert_eq!(failure.why, "node2 is its primary and serves it");
-        assert_eq!(failure.remedy, "first: lockstep demote r0 node2");
+        assert_eq!(failure.remedy, "lockstep move r0 node1");
         let failure = first
             .node
             .operate(Operation::DeleteResource {
@@ -424,37 +476,15 @@ fn a_dead_old_primary_is_left_out_and_force_wants_it_confirmed() {
         let dropped = NodeSet::only(NodeId::new(1).unwrap());
         assert_eq!(
             first.plane.state().commands.last(),
-            Some(&Command::Promote { drop: dropped })
+            Some(&Command::Promote {
+                drop: dropped,
+                over: vocabulary::Epoch(2)
+            })
         );
         let view = first.node.status().await;
         assert_eq!(view.resources[0].in_sync, ["node1"]);
         assert!(!view.nodes[1].online);
     });
-}
-
-#[test]
-fn members_that_min_redundancy_asks_for_are_waited_for_and_not_dropped() {
-    let record = |min_redundancy| Record {
-        resource: ResourceId(1),
-        generation: Generation(1),
-        epoch: vocabulary::Epoch(0),
-        history: HistoryId(0),
-        sizes: vec![4096],
-        primary: None,
-        in_sync: (0..2)
-            .map(|id| Member {
-                node: NodeId::new(id).unwrap(),
-                disk: DiskId(1),
-                incarnation: Incarnation(1),
-            })
-            .collect(),
-        replicas: NodeSet(3),
-        min_redundancy,
-    };
-    let here = NodeId::new(0).unwrap();
-    assert_eq!(out_of_reach(&record(1), here, |_| false), NodeSet(2));
-    assert_eq!(out_of_reach(&record(2), here, |_| false), NodeSet::EMPTY);
-    assert_eq!(out_of_reach(&record(1), here, |_| true), NodeSet::EMPTY);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::view::{LocalPeer, LocalResource, LocalView, ProgressView, VerifyView, merge};
+use controller::core::consensus::{Voter, VoterId};
 use controller::core::{
     Backing, Command, Document, MetadataKind, Name, Node, NodeState, Policy, Replica, Report,
 };
@@ -39,6 +40,7 @@ fn created() -> Document {
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
                 state: NodeState::Online,
+                fencing: None,
             },
         })
         .collect();
@@ -59,7 +61,13 @@ fn created() -> Document {
         min_redundancy: 1,
         policy: Policy::default(),
     };
-    apply(apply(Document::new(ClusterId(1)), &nodes), &[create])
+    let vote = Command::AddVoter {
+        voter: Voter {
+            node: node(0),
+            id: VoterId(1),
+        },
+    };
+    apply(apply(Document::new(ClusterId(1)), &nodes), &[vote, create])
 }
 
 const fn declare(member: Member) -> Command {
@@ -103,6 +111,7 @@ fn replica(role: &str, disk_state: &str, replication_state: &str) -> LocalResour
         disk_state: disk_state.to_owned(),
         replication_state: replication_state.to_owned(),
         problem: None,
+        reason: None,
         waiting_for: Vec::new(),
         verify: None,
         primary: role == "Primary",
@@ -147,7 +156,7 @@ fn resyncing() -> ClusterView {
             view(replica("Secondary", "Inconsistent", "SyncTarget")),
         ),
     ]);
-    merge(&promoted(), node(0), &views)
+    merge(&promoted(), Some(node(0)), &views)
 }
 
 #[test]
@@ -221,7 +230,7 @@ r0: primary node1, in sync: node1, node2 (generation 3, epoch 2)
   ! waits for node2: its return resumes the work by itself
   ! node3: r0.img is gone
 ";
-    assert_eq!(text(&merge(&promoted(), node(0), &views)), expected);
+    assert_eq!(text(&merge(&promoted(), Some(node(0)), &views)), expected);
 }
 
 #[test]
@@ -244,7 +253,7 @@ fn without_a_primary_the_greatest_claim_of_a_member_counts() {
         (node(0), view(members.remove(0))),
         (node(1), view(members.remove(0))),
     ]);
-    let merged = merge(&document, node(0), &views);
+    let merged = merge(&document, Some(node(0)), &views);
     assert_eq!(merged.resources[0].primary, None);
     assert_eq!(
         merged.resources[0].volumes[0].replicas[2].out_of_sync_bytes,
@@ -255,7 +264,7 @@ fn without_a_primary_the_greatest_claim_of_a_member_counts() {
 #[test]
 fn a_new_resource_names_the_nodes_whose_replica_is_missing() {
     let document = apply(created(), &[declare(member(0))]);
-    let merged = merge(&document, node(0), &BTreeMap::new());
+    let merged = merge(&document, Some(node(0)), &BTreeMap::new());
     assert_eq!(merged.resources[0].waiting_for, ["node2", "node3"]);
     assert!(text(&merged).contains("r0: primary none, in sync: none yet (generation 0, epoch 0)"));
 }

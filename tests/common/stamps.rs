@@ -81,6 +81,17 @@ pub(crate) struct Writers {
 impl Writers {
     /// Starts `count` writers on an export, each on `blocks_each` blocks.
     pub(crate) fn start(port: u16, export: &str, count: u64, blocks_each: u64) -> Self {
+        Self::start_at(port, export, count, blocks_each, 0)
+    }
+
+    /// The same, on blocks from this one on.
+    pub(crate) fn start_at(
+        port: u16,
+        export: &str,
+        count: u64,
+        blocks_each: u64,
+        first_block: u64,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let threads = (0..count)
@@ -90,7 +101,7 @@ impl Writers {
                 std::thread::spawn(move || {
                     write(
                         client,
-                        writer * blocks_each,
+                        first_block + writer * blocks_each,
                         blocks_each,
                         &stop,
                         &acknowledged,

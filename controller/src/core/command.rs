@@ -3,8 +3,8 @@
 
 use super::consensus::{Voter, VoterId};
 use super::document::{
-    Document, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS, Node, NodeState, Policy,
-    Replica, Report, Resource, Version,
+    Document, Fencing, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS, Node, NodeState,
+    Policy, Replica, Report, Resource, Version,
 };
 use super::name::Name;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub enum Command {
     Nothing,
     /// A node joins, or has new addresses.
     SetNode {
-        /// The node; its state is kept if it is known already.
+        /// The node; what operators have said of it is kept if it is known already.
         node: Node,
     },
     /// An operator's word about a node.
@@ -31,6 +31,13 @@ pub enum Command {
         node: NodeId,
         /// What it is from now on.
         state: NodeState,
+    },
+    /// How a node is switched off.
+    SetFencing {
+        /// The node.
+        node: NodeId,
+        /// Its fence agent; `None`: it has none any more.
+        fencing: Option<Fencing>,
     },
     /// Another voter. One change of voters is under way at a time (RULES 4).
     AddVoter {
@@ -243,6 +250,7 @@ impl Document {
             Command::Nothing => {}
             Command::SetNode { node } => next.set_node(node)?,
             Command::SetNodeState { node, state } => next.set_node_state(*node, *state)?,
+            Command::SetFencing { node, fencing } => next.set_fencing(*node, fencing.clone())?,
             Command::AddVoter { voter } => next.add_voter(*voter)?,
             Command::RemoveVoter { id } => next.remove_voter(*id)?,
             Command::Up {
@@ -298,12 +306,13 @@ impl Document {
                 id: other.id,
             });
         }
-        let state = self.node(node.id).map_or(node.state, |known| known.state);
+        let mut node = node.clone();
+        if let Some(known) = self.node(node.id) {
+            node.state = known.state;
+            node.fencing.clone_from(&known.fencing);
+        }
         self.nodes.retain(|other| other.id != node.id);
-        self.nodes.push(Node {
-            state,
-            ..node.clone()
-        });
+        self.nodes.push(node);
         self.nodes.sort_unstable_by_key(|node| node.id);
         Ok(())
     }
@@ -311,6 +320,12 @@ impl Document {
     fn set_node_state(&mut self, id: NodeId, state: NodeState) -> Result<(), Refused> {
         let node = self.nodes.iter_mut().find(|node| node.id == id);
         node.ok_or(Refused::NoNode { node: id })?.state = state;
+        Ok(())
+    }
+
+    fn set_fencing(&mut self, id: NodeId, fencing: Option<Fencing>) -> Result<(), Refused> {
+        let node = self.nodes.iter_mut().find(|node| node.id == id);
+        node.ok_or(Refused::NoNode { node: id })?.fencing = fencing;
         Ok(())
     }
 

@@ -57,6 +57,19 @@ pub struct Node {
     pub replication: String,
     /// What an operator has said about it.
     pub state: NodeState,
+    /// How it is switched off.
+    pub fencing: Option<Fencing>,
+}
+
+/// A fence agent for a node: an executable that takes `key=value` lines on its standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Fencing {
+    /// The executable's path.
+    pub agent: String,
+    /// What it is told besides the action and the node's name.
+    pub parameters: Vec<(String, String)>,
+    /// An action that has not ended by then has failed, in s.
+    pub timeout_s: u32,
 }
 
 /// What an operator has said about a node.

@@ -12,10 +12,13 @@ pub enum Mutation {
     NoticeByIndexOnly,
     /// An entry at a lower place replaces a higher one.
     LowerEntryAccepted,
-    /// A leader counts an entry of an older term as committed.
+    /// A leader sends its entry of an older term as it is, and counts it as committed.
     OldEntryCommitted,
     /// A change of voters is sent before the last one is committed.
     TwoVoterChanges,
+    /// A voter whose state was lost votes under its old identity. A fault of whoever keeps the state, so
+    /// checks commit it themselves.
+    BlankVoterVotes,
     /// A lease counts from when the answer came.
     LeaseFromReceipt,
     /// A beacon that comes after this node's promotion is granted its lease, and this node serves at
@@ -25,6 +28,8 @@ pub enum Mutation {
     NoGraceAfterRestart,
     /// Beacons go out although the data plane stands still.
     BeaconsDespiteDeadPlane,
+    /// A node that was not brought up to date since its start fences and goes on alone.
+    BootingNodeFences,
 }
 
 impl Mutation {
@@ -35,10 +40,12 @@ impl Mutation {
         Self::LowerEntryAccepted,
         Self::OldEntryCommitted,
         Self::TwoVoterChanges,
+        Self::BlankVoterVotes,
         Self::LeaseFromReceipt,
         Self::LateBeaconAcknowledged,
         Self::NoGraceAfterRestart,
         Self::BeaconsDespiteDeadPlane,
+        Self::BootingNodeFences,
     ];
 }
 

@@ -49,6 +49,7 @@ fn set_node(id: u8) -> Command {
             control: format!("127.0.0.1:{}", 7000 + u16::from(id)),
             replication: format!("127.0.0.1:{}", 7100 + u16::from(id)),
             state: NodeState::Online,
+            fencing: None,
         },
     }
 }

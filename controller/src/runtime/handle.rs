@@ -1,16 +1,17 @@
 //! The one interface between the configuration store and the rest of a node. It can be used from any
 //! thread and any runtime with timers.
 
-use super::wire::{Decision, FromServer, ToServer};
+use super::addresses::Addresses;
+use super::voter::Known;
+use super::wire::{Decision, FromServer, ToServer, Who};
 use super::{FrameError, frame};
-use crate::core::{Command, Document, Name, Refused, Version};
-use std::collections::BTreeMap;
+use crate::core::{Command, Document, Refused, Version};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-use vocabulary::{Change, ClusterId, Generation, NodeId, ResourceId};
+use vocabulary::{Change, Generation, NodeId, ResourceId};
 
 /// A command that was not decided after this long is given up; it may still happen.
 const DECISION_LIMIT: Duration = Duration::from_secs(10);
@@ -35,26 +36,16 @@ pub struct Forwarded {
     pub answer: oneshot::Sender<Vec<u8>>,
 }
 
-/// How this node is connected to the configuration store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum LinkState {
-    /// It keeps the document itself.
-    Voter,
-    /// Connected to the voter.
-    Connected,
-    /// Not connected (yet, or any more).
-    #[default]
-    Searching,
-}
-
 /// Why a command was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// The store said no.
     #[error("{0}")]
     Refused(Refused),
-    /// The voter can't be reached.
-    #[error("the configuration store (its first node) is out of reach; nothing was changed")]
+    /// No leader can be reached.
+    #[error(
+        "the configuration store has no leader within reach (a majority of its voters is missing); nothing was changed"
+    )]
     Unreachable,
     /// No decision within the time limit, or the connection broke before it came.
     #[error("the configuration store has not decided in time; the change may still happen")]
@@ -98,30 +89,27 @@ pub enum PeerError {
 /// The configuration store as the rest of the node sees it.
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
-    cluster: ClusterId,
-    node: NodeId,
-    peers: Arc<BTreeMap<NodeId, String>>,
+    who: Who,
+    votes: bool,
+    addresses: Addresses,
     jobs: mpsc::Sender<Job>,
-    documents: watch::Sender<Option<Arc<Document>>>,
-    link: watch::Sender<LinkState>,
+    known: Known,
 }
 
 impl StoreHandle {
     pub(super) const fn new(
-        cluster: ClusterId,
-        node: NodeId,
-        peers: Arc<BTreeMap<NodeId, String>>,
+        who: Who,
+        votes: bool,
+        addresses: Addresses,
         jobs: mpsc::Sender<Job>,
-        documents: watch::Sender<Option<Arc<Document>>>,
-        link: watch::Sender<LinkState>,
+        known: Known,
     ) -> Self {
         Self {
-            cluster,
-            node,
-            peers,
+            who,
+            votes,
+            addresses,
             jobs,
-            documents,
-            link,
+            known,
         }
     }
 
@@ -143,7 +131,7 @@ impl StoreHandle {
             Ok(Err(error)) => Err(error),
             Ok(Ok(Decision::Committed { version })) => Ok(Version(version)),
             Ok(Ok(Decision::Refused(refused))) => Err(CommandError::Refused(refused)),
-            Ok(Ok(Decision::NotVoter)) => Err(CommandError::Unreachable),
+            Ok(Ok(Decision::NotLeader { .. })) => Err(CommandError::Unreachable),
             Ok(Ok(Decision::Undecided)) => Err(CommandError::Undecided),
         }
     }
@@ -153,7 +141,7 @@ impl StoreHandle {
     pub async fn catch_up(&self, limit: Duration) -> bool {
         let work = async {
             let version = self.command(Command::Nothing).await.ok()?;
-            let mut documents = self.documents.subscribe();
+            let mut documents = self.known.documents.subscribe();
             let reached = documents
                 .wait_for(|document| document.as_ref().is_some_and(|d| d.version >= version))
                 .await;
@@ -183,19 +171,32 @@ impl StoreHandle {
     /// Committed documents as they become known: always the newest, `None` before the first.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Document>>> {
-        self.documents.subscribe()
+        self.known.documents.subscribe()
     }
 
     /// The newest committed document that is known here.
     #[must_use]
     pub fn document(&self) -> Option<Arc<Document>> {
-        self.documents.borrow().clone()
+        self.known.documents.borrow().clone()
     }
 
-    /// How this node is connected to the store.
+    /// The node that leads the store, as far as is known here; `None`: a majority is missing, or an
+    /// election is under way.
     #[must_use]
-    pub fn link(&self) -> LinkState {
-        *self.link.borrow()
+    pub fn leader(&self) -> Option<NodeId> {
+        *self.known.leader.borrow()
+    }
+
+    /// The same as it changes.
+    #[must_use]
+    pub fn leaders(&self) -> watch::Receiver<Option<NodeId>> {
+        self.known.leader.subscribe()
+    }
+
+    /// Does this node keep a voter?
+    #[must_use]
+    pub const fn votes(&self) -> bool {
+        self.votes
     }
 
     /// Hands an operator's command to another node and waits for its answer.
@@ -208,8 +209,21 @@ impl StoreHandle {
         body: Vec<u8>,
         limit: Duration,
     ) -> Result<Vec<u8>, PeerError> {
-        let address = self.peers.get(&node).ok_or(PeerError::Unknown(node))?;
-        timeout(limit, self.forward_to(node, address, body))
+        let work = async {
+            let mut result = Err(PeerError::Unknown(node));
+            for address in self.addresses.of(node) {
+                result = self.forward_to(node, &address, body.clone()).await;
+                // Another address helps only where this one was not reached.
+                if !matches!(
+                    result,
+                    Err(PeerError::Connection { .. } | PeerError::TimedOut { .. })
+                ) {
+                    break;
+                }
+            }
+            result
+        };
+        timeout(limit, work)
             .await
             .unwrap_or(Err(PeerError::TimedOut { node, limit }))
     }
@@ -235,27 +249,20 @@ impl StoreHandle {
         stream
             .set_nodelay(true)
             .map_err(|error| broken(error.into()))?;
-        let me = self
-            .documents
-            .borrow()
-            .as_ref()
-            .and_then(|document| document.node(self.node).map(|node| node.name.clone()));
+        let cluster = self.who.cluster;
         let hello = ToServer::Hello {
-            node: self.node,
-            name: me.unwrap_or_else(|| Name::of_node(self.node)),
+            node: self.who.node,
+            name: self.who.name.clone(),
             to: node,
             subscribe: false,
         };
         for message in [hello, ToServer::Forward { id: 0, body }] {
-            frame::write(&mut stream, self.cluster, &message)
+            frame::write(&mut stream, cluster, &message)
                 .await
                 .map_err(broken)?;
         }
         loop {
-            match frame::read(&mut stream, self.cluster)
-                .await
-                .map_err(broken)?
-            {
+            match frame::read(&mut stream, cluster).await.map_err(broken)? {
                 FromServer::Forwarded { body, .. } => return Ok(body),
                 FromServer::NotMe { node: other } => {
                     return Err(PeerError::WrongNode { node, other });
@@ -263,6 +270,7 @@ impl StoreHandle {
                 FromServer::Welcome { .. }
                 | FromServer::Decided { .. }
                 | FromServer::Document(_)
+                | FromServer::Leader(_)
                 | FromServer::Pong => {}
             }
         }

@@ -1,32 +1,42 @@
-//! What carries the configuration store over the network: a thread of its own with a tokio runtime
-//! of its own, so that nothing an operator does can delay it. The rest of the node sees it through
-//! [`StoreHandle`] only, which is the interface that the store of several voters will have too.
+//! What carries the controller over the network. One thread with a tokio runtime for the configuration
+//! store (`voter` drives this node's vote, `link` and `server` the connections, `router` brings commands
+//! to the leader) and one for beacons and leases (`beacons`), so that nothing an operator does can delay
+//! them. The rest of the node sees [`StoreHandle`] and [`FailoverHandle`] only.
 
+mod addresses;
+mod beacons;
+mod clock;
+mod datagram;
+mod fencing;
 mod frame;
 mod handle;
 mod link;
+mod router;
 mod server;
 mod voter;
 mod wire;
 
+pub use beacons::{Engine, FailoverHandle};
+pub use fencing::FenceError;
 pub use frame::{FrameError, MAX_FRAME_BYTES};
-pub use handle::{CommandError, Forwarded, LinkState, PeerError, StoreHandle};
+pub use handle::{CommandError, Forwarded, PeerError, StoreHandle};
 
-use crate::core::{Document, Name};
-use crate::store::{DocumentStore, StoreError};
+use crate::core::{Name, consensus, failover};
+use crate::store::{Promise, PromiseStore, StoreError};
+use addresses::Addresses;
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::io;
-use std::net::TcpListener;
-use std::sync::Arc;
+use std::net::{TcpListener, UdpSocket};
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, watch};
 use vocabulary::{ClusterId, NodeId};
+use voter::Known;
 
 /// Jobs that wait for the store; more wait at the sender.
 const QUEUE: usize = 256;
 
 /// What the controller is told at its start.
-#[derive(Debug)]
 pub struct Config {
     /// The cluster.
     pub cluster: ClusterId,
@@ -34,29 +44,29 @@ pub struct Config {
     pub node: NodeId,
     /// Its name.
     pub name: Name,
-    /// Where this node's controller listens.
+    /// Where this node's controller listens, for connections and for beacons.
     pub listen: String,
-    /// Where the other nodes' controllers listen.
-    pub peers: BTreeMap<NodeId, String>,
-    /// This node's part.
-    pub role: Role,
+    /// Where the other nodes' controllers listen, until a document says so.
+    pub peers: BTreeMap<NodeId, Vec<String>>,
+    /// This node's voter; `None`: it follows without a vote.
+    pub voter: Option<(PromiseStore, Promise)>,
+    /// Time-outs of the configuration store.
+    pub consensus: consensus::Settings,
+    /// Time-outs of leases and promotions.
+    pub failover: failover::Settings,
+    /// What carries out promotions.
+    pub engine: Box<dyn Engine>,
+    /// Random: another with every start.
+    pub run: u64,
 }
 
-/// A node's part in the configuration store.
-#[derive(Debug)]
-pub enum Role {
-    /// It keeps the document.
-    Voter {
-        /// Where it keeps it.
-        store: DocumentStore,
-        /// What was found there.
-        document: Document,
-    },
-    /// It follows another node.
-    Follower {
-        /// The voter.
-        voter: NodeId,
-    },
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("node", &self.node)
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why the controller could not start.
@@ -82,140 +92,181 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Controller {
     handle: StoreHandle,
+    failover: FailoverHandle,
     stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Controller {
     /// Starts the controller. Operators' commands that other nodes forward come out of the receiver.
     ///
     /// # Errors
-    /// When the address is taken or the thread can't be made.
+    /// When the address is taken or a thread can't be made.
     pub fn start(config: Config) -> Result<(Self, mpsc::Receiver<Forwarded>), StartError> {
-        let listener = TcpListener::bind(&config.listen)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|source| StartError::Listen {
-                address: config.listen.clone(),
-                source,
-            })?;
+        let listen = |source| StartError::Listen {
+            address: config.listen.clone(),
+            source,
+        };
+        let listener = TcpListener::bind(&config.listen).map_err(listen)?;
+        listener.set_nonblocking(true).map_err(listen)?;
+        let socket = UdpSocket::bind(&config.listen).map_err(listen)?;
+        socket.set_nonblocking(true).map_err(listen)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(StartError::Thread)?;
         let (jobs, job_queue) = mpsc::channel(QUEUE);
         let (forwarded, forwarded_queue) = mpsc::channel(QUEUE);
-        let (documents, _) = watch::channel(None);
-        let (link, _) = watch::channel(LinkState::default());
+        let (orders, order_queue) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
+        let known = Known::default();
+        let addresses = Addresses::new(config.peers, known.clone());
+        let who = wire::Who {
+            cluster: config.cluster,
+            node: config.node,
+            name: config.name,
+        };
         let handle = StoreHandle::new(
-            config.cluster,
-            config.node,
-            Arc::new(config.peers.clone()),
-            jobs.clone(),
-            documents.clone(),
-            link.clone(),
+            who.clone(),
+            config.voter.is_some(),
+            addresses.clone(),
+            jobs,
+            known.clone(),
         );
+        let beacons = beacons::Beacons {
+            cluster: config.cluster,
+            node: config.node,
+            run: config.run,
+            settings: config.failover,
+            known: known.clone(),
+            addresses: addresses.clone(),
+            engine: config.engine,
+            orders,
+        };
+        let (failover, beacons) = beacons::start(beacons, socket, stopped.clone())?;
+        let links = link::Links::new(who.clone(), known.clone(), addresses);
+        let store = Store {
+            who,
+            known,
+            links,
+            voter: config.voter,
+            settings: config.consensus,
+            random: config.run,
+            failover: failover.clone(),
+        };
+        let queues = (job_queue, order_queue);
         let thread = std::thread::Builder::new()
             .name("controller".to_owned())
-            .spawn(move || {
-                runtime.block_on(run(
-                    config,
-                    listener,
-                    Wiring {
-                        jobs,
-                        job_queue,
-                        forwarded,
-                        documents,
-                        link,
-                    },
-                    stopped,
-                ));
-            })
+            .spawn(move || runtime.block_on(store.run(listener, queues, forwarded, stopped)))
             .map_err(StartError::Thread)?;
         Ok((
             Self {
                 handle,
+                failover,
                 stop,
-                thread: Some(thread),
+                threads: vec![beacons, thread],
             },
             forwarded_queue,
         ))
     }
 
-    /// The interface for the rest of the node.
+    /// The configuration store for the rest of the node.
     #[must_use]
     pub fn handle(&self) -> StoreHandle {
         self.handle.clone()
+    }
+
+    /// Leases and promotions for the rest of the node.
+    #[must_use]
+    pub fn failover(&self) -> FailoverHandle {
+        self.failover.clone()
     }
 }
 
 impl Drop for Controller {
     fn drop(&mut self) {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the controller's thread had panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the controller had panicked");
+            }
         }
     }
 }
 
-struct Wiring {
-    jobs: mpsc::Sender<handle::Job>,
-    job_queue: mpsc::Receiver<handle::Job>,
-    forwarded: mpsc::Sender<Forwarded>,
-    documents: watch::Sender<Option<Arc<Document>>>,
-    link: watch::Sender<LinkState>,
+struct Store {
+    who: wire::Who,
+    known: Known,
+    links: link::Links,
+    voter: Option<(PromiseStore, Promise)>,
+    settings: consensus::Settings,
+    random: u64,
+    failover: FailoverHandle,
 }
 
-async fn run(
-    config: Config,
-    listener: TcpListener,
-    wiring: Wiring,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "the controller can't use its listening socket");
-            return;
-        }
-    };
-    let who = wire::Who {
-        cluster: config.cluster,
-        node: config.node,
-        name: config.name,
-    };
-    let jobs = matches!(config.role, Role::Voter { .. }).then_some(wiring.jobs);
-    let serve = server::Server {
-        who: who.clone(),
-        jobs,
-        documents: wiring.documents.subscribe(),
-        forwarded: wiring.forwarded,
-    };
-    let work = async {
-        match config.role {
-            Role::Voter { store, document } => {
-                wiring.link.send_replace(LinkState::Voter);
-                voter::run(store, document, wiring.job_queue, wiring.documents).await;
+impl Store {
+    async fn run(
+        self,
+        listener: TcpListener,
+        (jobs, orders): (
+            mpsc::Receiver<handle::Job>,
+            mpsc::UnboundedReceiver<fencing::Order>,
+        ),
+        forwarded: mpsc::Sender<Forwarded>,
+        mut stopped: watch::Receiver<bool>,
+    ) {
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "the controller can't use its listening socket");
+                return;
             }
-            Role::Follower { voter } => {
-                let address = config.peers.get(&voter).cloned().unwrap_or_default();
-                let link = link::Link {
-                    who,
-                    voter,
-                    address,
-                    documents: wiring.documents,
-                    state: wiring.link,
-                };
-                link.run(wiring.job_queue).await;
-            }
+        };
+        let (inbox, inputs) = mpsc::channel(QUEUE);
+        let voter = self.voter.is_some().then_some(inbox);
+        let router = router::Router {
+            node: self.who.node,
+            voter: voter.clone(),
+            known: self.known.clone(),
+            links: self.links.clone(),
+        };
+        let fencer = fencing::Fencer {
+            known: self.known.clone(),
+            voter: voter.clone(),
+            failover: self.failover,
+        };
+        let server = server::Server {
+            who: self.who.clone(),
+            voter,
+            known: self.known.clone(),
+            forwarded,
+        };
+        let links = self.links.clone();
+        let joining = router.clone();
+        let vote = async {
+            let Some(voter) = self.voter else {
+                return pending().await;
+            };
+            let join = joining.join(voter.1.voter);
+            let run = voter::run(
+                self.who.node,
+                voter,
+                self.settings,
+                self.random,
+                self.known,
+                self.links,
+                inputs,
+            );
+            tokio::join!(run, join);
+        };
+        tokio::select! {
+            () = server.run(listener) => {}
+            () = links.keep() => {}
+            () = router.run(jobs) => {}
+            () = fencer.run(orders) => {}
+            () = vote => {}
+            _ = stopped.wait_for(|stop| *stop) => {}
         }
-    };
-    tokio::select! {
-        () = serve.run(listener) => {}
-        () = work => {}
-        _ = stopped.wait_for(|stop| *stop) => {}
     }
 }
 

@@ -1,17 +1,17 @@
-//! The listening side of a controller: greets, takes commands for the voter and forwarded commands
-//! for this node, and tells documents to those who asked for them. Every connection is bounded in
+//! The listening side of a controller: greets, takes messages and commands for the voter and forwarded
+//! commands for this node, and tells documents and leaders to those who asked for them. Every connection is bounded in
 //! number, in silence and in the size of its messages.
 
 use super::handle::{Forwarded, Job};
+use super::voter::{Input, Known};
 use super::wire::{Decision, FromServer, ToServer, Who};
 use super::{FrameError, frame};
 use crate::core::Document;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use vocabulary::{ClusterId, NodeId};
 
@@ -31,9 +31,9 @@ const ANSWERS: usize = 64;
 #[derive(Clone)]
 pub(super) struct Server {
     pub(super) who: Who,
-    /// `None` on a node that keeps no document.
-    pub(super) jobs: Option<mpsc::Sender<Job>>,
-    pub(super) documents: watch::Receiver<Option<Arc<Document>>>,
+    /// This node's voter; `None` where it has none.
+    pub(super) voter: Option<mpsc::Sender<Input>>,
+    pub(super) known: Known,
     pub(super) forwarded: mpsc::Sender<Forwarded>,
 }
 
@@ -62,10 +62,10 @@ impl Server {
         }
     }
 
-    async fn serve(mut self, stream: TcpStream) -> Result<(), FrameError> {
+    async fn serve(self, stream: TcpStream) -> Result<(), FrameError> {
         stream.set_nodelay(true)?;
         let cluster = self.who.cluster;
-        let (mut input, mut output) = stream.into_split();
+        let (mut input, mut output) = tokio::io::split(stream);
         let hello = timeout(HELLO_LIMIT, frame::read(&mut input, cluster))
             .await
             .map_err(|_| silent())??;
@@ -82,7 +82,6 @@ impl Server {
         let greeting = if accepted {
             FromServer::Welcome {
                 node: self.who.node,
-                voter: self.jobs.is_some(),
             }
         } else {
             FromServer::NotMe {
@@ -97,12 +96,11 @@ impl Server {
         let (answers, mut outbox) = mpsc::channel(ANSWERS);
         let reader = self.read_all(node, input, answers);
         tokio::pin!(reader);
-        if subscribe {
-            self.documents.mark_changed();
-        }
-        let mut documents = self.documents.clone();
+        let mut documents = self.known.documents.subscribe();
+        let mut leaders = self.known.leader.subscribe();
         if subscribe {
             documents.mark_changed();
+            leaders.mark_changed();
         }
         loop {
             tokio::select! {
@@ -112,11 +110,18 @@ impl Server {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    let document = documents.borrow_and_update().clone();
+                    let document: Option<Arc<Document>> = documents.borrow_and_update().clone();
                     if let Some(document) = document {
                         let message = FromServer::Document(Document::clone(&document));
                         send(&mut output, cluster, &message).await?;
                     }
+                }
+                changed = leaders.changed(), if subscribe => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let leader = *leaders.borrow_and_update();
+                    send(&mut output, cluster, &FromServer::Leader(leader)).await?;
                 }
             }
         }
@@ -126,11 +131,11 @@ impl Server {
     fn read_all(
         &self,
         from: NodeId,
-        mut input: OwnedReadHalf,
+        mut input: impl AsyncRead + Unpin,
         answers: mpsc::Sender<FromServer>,
-    ) -> impl Future<Output = Result<(), FrameError>> + use<> {
-        let (cluster, jobs, forwarded) =
-            (self.who.cluster, self.jobs.clone(), self.forwarded.clone());
+    ) -> impl Future<Output = Result<(), FrameError>> {
+        let (cluster, voter, forwarded) =
+            (self.who.cluster, self.voter.clone(), self.forwarded.clone());
         async move {
             loop {
                 let message = timeout(SILENCE_LIMIT, frame::read(&mut input, cluster))
@@ -141,10 +146,20 @@ impl Server {
                     ToServer::Ping => {
                         let _ = answers.send(FromServer::Pong).await;
                     }
+                    ToServer::Consensus(envelope) => {
+                        if envelope.from.node != from {
+                            return Err(FrameError::Contents);
+                        }
+                        if let Some(voter) = &voter {
+                            // Too many wait: voters' messages may be lost.
+                            let _ = voter.try_send(Input::Envelope(envelope));
+                        }
+                    }
                     ToServer::Command { id, command } => {
                         let (answer, decided) = oneshot::channel();
-                        let queued = match &jobs {
-                            Some(jobs) => jobs.send(Job { command, answer }).await.is_ok(),
+                        let job = Input::Job(Job { command, answer });
+                        let queued = match &voter {
+                            Some(voter) => voter.send(job).await.is_ok(),
                             None => false,
                         };
                         let answers = answers.clone();
@@ -152,7 +167,7 @@ impl Server {
                             let result = match decided.await {
                                 Ok(decision) => decision,
                                 Err(_) if queued => Decision::Undecided,
-                                Err(_) => Decision::NotVoter,
+                                Err(_) => Decision::NotLeader { leader: None },
                             };
                             let _ = answers.send(FromServer::Decided { id, result }).await;
                         });
@@ -175,7 +190,7 @@ impl Server {
 }
 
 async fn send(
-    output: &mut tokio::net::tcp::OwnedWriteHalf,
+    output: &mut (impl AsyncWrite + Unpin),
     cluster: ClusterId,
     message: &FromServer,
 ) -> Result<(), FrameError> {

@@ -1,10 +1,13 @@
 //! Promises of the store's runtime, over real sockets on loopback with bounded waits.
 
 use super::*;
+use crate::core::Document;
+use crate::core::consensus::{Voter, VoterId};
 use crate::core::{
     Backing, Command, MetadataKind, Node, NodeState, Policy, Refused, Replica, Report,
 };
 use std::net::TcpListener as StdListener;
+use std::sync::Arc;
 use std::time::Duration;
 use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId};
 
@@ -25,15 +28,38 @@ fn addresses(count: u8) -> BTreeMap<NodeId, String> {
     (0..count).map(|id| (node(id), free_address())).collect()
 }
 
-fn config(cluster: ClusterId, id: u8, peers: &BTreeMap<NodeId, String>, role: Role) -> Config {
-    Config {
-        cluster,
+/// An engine that only listens.
+struct Deaf;
+
+impl Engine for Deaf {
+    fn act(&self, _: failover::Action) {}
+
+    fn turns(&self) -> bool {
+        true
+    }
+}
+
+fn start(
+    id: u8,
+    peers: &BTreeMap<NodeId, String>,
+    voter: Option<(PromiseStore, Promise)>,
+) -> (Controller, mpsc::Receiver<Forwarded>) {
+    let config = Config {
+        cluster: CLUSTER,
         node: node(id),
         name: Name::new(&format!("node{}", id + 1)).unwrap(),
         listen: peers[&node(id)].clone(),
-        peers: peers.clone(),
-        role,
-    }
+        peers: peers
+            .iter()
+            .map(|(&id, address)| (id, vec![address.clone()]))
+            .collect(),
+        voter,
+        consensus: consensus::Settings::default(),
+        failover: failover::Settings::default(),
+        engine: Box::new(Deaf),
+        run: u64::from(id),
+    };
+    Controller::start(config).unwrap()
 }
 
 fn document(peers: &BTreeMap<NodeId, String>) -> Document {
@@ -48,32 +74,52 @@ fn document(peers: &BTreeMap<NodeId, String>) -> Document {
                         control: address.clone(),
                         replication: address.clone(),
                         state: NodeState::Online,
+                        fencing: None,
                     },
                 })
                 .unwrap()
         })
 }
 
+/// A voter with its file in the directory: the first one begins the cluster, others join.
 fn start_voter(
     dir: &std::path::Path,
+    id: u8,
     peers: &BTreeMap<NodeId, String>,
 ) -> (Controller, mpsc::Receiver<Forwarded>) {
-    let path = dir.join("configuration");
-    let (store, document) = if path.exists() {
-        DocumentStore::open(&path, CLUSTER).unwrap()
+    let path = dir.join(format!("configuration{id}"));
+    let opened = if path.exists() {
+        PromiseStore::open(&path, CLUSTER).unwrap()
     } else {
-        let document = document(peers);
-        (DocumentStore::create(&path, &document).unwrap(), document)
+        let voter = VoterId(rand_id());
+        let content = if id == 0 {
+            let me = Voter {
+                node: node(0),
+                id: voter,
+            };
+            let add = Command::AddVoter { voter: me };
+            document(peers).apply(&add).unwrap()
+        } else {
+            Document::new(CLUSTER)
+        };
+        let promise = Promise::new(voter, content);
+        (PromiseStore::create(&path, &promise).unwrap(), promise)
     };
-    Controller::start(config(CLUSTER, 0, peers, Role::Voter { store, document })).unwrap()
+    start(id, peers, Some(opened))
+}
+
+/// Ids that are never used again within a test run.
+fn rand_id() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn start_follower(
     id: u8,
     peers: &BTreeMap<NodeId, String>,
 ) -> (Controller, mpsc::Receiver<Forwarded>) {
-    let role = Role::Follower { voter: node(0) };
-    Controller::start(config(CLUSTER, id, peers, role)).unwrap()
+    start(id, peers, None)
 }
 
 fn member(id: u8) -> Member {
@@ -139,7 +185,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 #[test]
 fn what_a_follower_proposes_is_committed_and_told_to_every_node() {
     let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(2));
-    let (voter, _a) = start_voter(dir.path(), &peers);
+    let (voter, _a) = start_voter(dir.path(), 0, &peers);
     let (follower, _b) = start_follower(1, &peers);
     block_on(async {
         let handle = follower.handle();
@@ -172,7 +218,7 @@ fn what_a_follower_proposes_is_committed_and_told_to_every_node() {
 #[test]
 fn an_answered_command_survives_the_voter_and_followers_come_back() {
     let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(2));
-    let (voter, _a) = start_voter(dir.path(), &peers);
+    let (voter, _a) = start_voter(dir.path(), 0, &peers);
     let (follower, _b) = start_follower(1, &peers);
     let handle = follower.handle();
     block_on(async {
@@ -188,8 +234,7 @@ fn an_answered_command_survives_the_voter_and_followers_come_back() {
             CommandError::Unreachable | CommandError::Undecided
         ));
     });
-    let (voter, _a) = start_voter(dir.path(), &peers);
-    assert!(voter.handle().link() == LinkState::Voter || voter.handle().document().is_none());
+    let (voter, _a) = start_voter(dir.path(), 0, &peers);
     block_on(async {
         until(&voter.handle(), |document| document.resource(R0).is_some()).await;
         let deadline = tokio::time::Instant::now() + BOUND;
@@ -209,7 +254,7 @@ fn an_answered_command_survives_the_voter_and_followers_come_back() {
 #[test]
 fn a_forwarded_command_is_answered_by_the_node_that_was_meant() {
     let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(3));
-    let (voter, _a) = start_voter(dir.path(), &peers);
+    let (voter, _a) = start_voter(dir.path(), 0, &peers);
     let (_follower, mut forwarded) = start_follower(1, &peers);
     block_on(async {
         let handle = voter.handle();
@@ -242,7 +287,7 @@ fn a_forwarded_command_is_answered_by_the_node_that_was_meant() {
 fn garbage_other_clusters_and_endless_lengths_end_a_connection_and_nothing_else() {
     use std::io::{Read, Write};
     let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(2));
-    let (voter, _a) = start_voter(dir.path(), &peers);
+    let (voter, _a) = start_voter(dir.path(), 0, &peers);
     let hello = wire::ToServer::Ping;
     let mut long = frame::encode(CLUSTER, &hello).unwrap();
     long[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -267,6 +312,7 @@ fn garbage_other_clusters_and_endless_lengths_end_a_connection_and_nothing_else(
         assert!(answer.is_empty());
     }
     block_on(async {
+        until(&voter.handle(), |_| true).await;
         voter.handle().command(create()).await.unwrap();
     });
 }
@@ -283,8 +329,8 @@ fn the_bytes_of_a_frame_stay_as_they_are() {
             "0000",
             "01000000",
             "01000000000000000000000000000000",
-            "2b83968c",
-            "03",
+            "c0e75c58",
+            "04",
         )
     );
 }
@@ -292,7 +338,7 @@ fn the_bytes_of_a_frame_stay_as_they_are() {
 #[test]
 fn a_resource_begins_without_the_replica_that_never_reports() {
     let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(2));
-    let (voter, _a) = start_voter(dir.path(), &peers);
+    let (voter, _a) = start_voter(dir.path(), 0, &peers);
     block_on(async {
         let handle = voter.handle();
         handle.command(create()).await.unwrap();
@@ -305,5 +351,84 @@ fn a_resource_begins_without_the_replica_that_never_reports() {
         .await;
         let record = document.resource(R0).unwrap().record.clone().unwrap();
         assert_eq!(record.members(), NodeSet::only(node(0)));
+    });
+}
+
+/// Three voters: the first begins the cluster, the others join.
+fn three(dir: &std::path::Path, peers: &BTreeMap<NodeId, String>) -> Vec<Controller> {
+    let voters: Vec<Controller> = (0..3).map(|id| start_voter(dir, id, peers).0).collect();
+    block_on(async {
+        for voter in &voters {
+            until(&voter.handle(), |document| document.voters.len() == 3).await;
+        }
+    });
+    voters
+}
+
+#[test]
+fn voters_join_and_go_on_without_the_one_that_leads() {
+    let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(3));
+    let mut voters = three(dir.path(), &peers);
+    block_on(async {
+        voters[1].handle().command(create()).await.unwrap();
+    });
+    let leader = voters[1].handle().leader().unwrap();
+    drop(voters.remove(leader.index()));
+    block_on(async {
+        // An election later.
+        voters[0]
+            .handle()
+            .command(declare(member(1)))
+            .await
+            .unwrap();
+        until(&voters[1].handle(), |document| {
+            document
+                .resource(R0)
+                .is_some_and(|resource| resource.declared() == vec![member(1)])
+        })
+        .await;
+    });
+    // It comes back as the voter that it was.
+    let id = u8::try_from(leader.index()).unwrap();
+    let (back, _forwarded) = start_voter(dir.path(), id, &peers);
+    block_on(async {
+        let document = until(&back.handle(), |document| {
+            document
+                .resource(R0)
+                .is_some_and(|resource| resource.declared() == vec![member(1)])
+        })
+        .await;
+        assert_eq!(document.voters.len(), 3);
+    });
+}
+
+#[test]
+fn nothing_is_decided_without_a_majority() {
+    let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(3));
+    let mut voters = three(dir.path(), &peers);
+    voters.truncate(1);
+    block_on(async {
+        let error = voters[0].handle().command(create()).await.unwrap_err();
+        assert!(
+            matches!(error, CommandError::Unreachable | CommandError::Undecided),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn a_voter_that_lost_its_state_comes_back_as_another_one() {
+    let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(3));
+    let mut voters = three(dir.path(), &peers);
+    let before = voters[0].handle().document().unwrap().voters.clone();
+    drop(voters.pop());
+    std::fs::remove_file(dir.path().join("configuration2")).unwrap();
+    let (_back, _forwarded) = start_voter(dir.path(), 2, &peers);
+    block_on(async {
+        let old = before.iter().find(|voter| voter.node == node(2)).unwrap();
+        until(&voters[0].handle(), |document| {
+            document.voters.len() == 3 && document.voters.iter().all(|voter| voter.id != old.id)
+        })
+        .await;
     });
 }

@@ -1,6 +1,9 @@
-//! Messages between controllers. The side that connects asks, the other one answers and, if asked
-//! to, tells each newly committed document.
+//! Messages between controllers. The side that connects speaks: voters' messages, commands for the
+//! configuration store, operators' commands for the other node. The other side answers commands and
+//! tells each newly committed document and who leads. Each node connects to every other one, so
+//! voters' messages go one way on each connection.
 
+use crate::core::consensus::Envelope;
 use crate::core::{Command, Document, Name, Refused};
 use serde::{Deserialize, Serialize};
 use vocabulary::{ClusterId, NodeId};
@@ -21,9 +24,11 @@ pub(super) enum ToServer {
         name: Name,
         /// The node that the sender wants to talk to.
         to: NodeId,
-        /// Committed documents are wanted.
+        /// Committed documents and leaders are wanted.
         subscribe: bool,
     },
+    /// From the sender's voter to this node's.
+    Consensus(Envelope<Document>),
     /// A command for the configuration store.
     Command { id: u64, command: Command },
     /// An operator's command for this node, in the API's words.
@@ -35,7 +40,7 @@ pub(super) enum ToServer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromServer {
     /// The greeting is accepted.
-    Welcome { node: NodeId, voter: bool },
+    Welcome { node: NodeId },
     /// It is not; the connection closes.
     NotMe { node: NodeId },
     /// What became of a command.
@@ -44,6 +49,8 @@ pub(super) enum FromServer {
     Forwarded { id: u64, body: Vec<u8> },
     /// This is committed.
     Document(Document),
+    /// Who leads the configuration store, as far as this node knows.
+    Leader(Option<NodeId>),
     /// Yes.
     Pong,
 }
@@ -54,8 +61,8 @@ pub(super) enum Decision {
     Committed { version: u64 },
     /// Refused.
     Refused(Refused),
-    /// This node keeps no document.
-    NotVoter,
-    /// The document could not be made durable; what became of the command is not known.
+    /// Nothing was done: another node leads the store, as far as this one knows.
+    NotLeader { leader: Option<NodeId> },
+    /// The leader lost its place meanwhile; what became of the command is not known.
     Undecided,
 }

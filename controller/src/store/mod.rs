@@ -1,11 +1,12 @@
-//! The document on disk: one file with two slots. A change is written to the first slot and brought
-//! to stable storage, then to the second, and only then answered (RULES 11), so that at any moment
-//! one slot is whole. Where both are bad the voter's identity is lost, and it says so instead of
-//! guessing.
+//! A voter's promise on disk (term, vote, document): one file with two slots. A change is written to the
+//! first slot and brought to stable storage, then to the second, and only then answered (RULES 11), so
+//! that at any moment one slot is whole. Where both are bad the voter's identity is lost, and it says
+//! so instead of guessing.
 
 mod slot;
 
 use crate::core::Document;
+use crate::core::consensus;
 use slot::{SLOT_BYTES, choose, encode};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,10 +16,13 @@ use vocabulary::ClusterId;
 
 pub use slot::MAX_DOCUMENT_BYTES;
 
-/// The voter's copy of the document. The caller holds the lock of the data directory, so that there
+/// What a voter keeps.
+pub type Promise = consensus::Promise<Document>;
+
+/// The voter's file. The caller holds the lock of the data directory, so that there
 /// is one at a time.
 #[derive(Debug)]
-pub struct DocumentStore {
+pub struct PromiseStore {
     file: File,
     path: PathBuf,
     sequence: u64,
@@ -96,12 +100,12 @@ pub enum SlotError {
     Contents,
 }
 
-impl DocumentStore {
+impl PromiseStore {
     /// Creates the file for a new cluster.
     ///
     /// # Errors
     /// When there is one already, or it can't be written.
-    pub fn create(path: &Path, document: &Document) -> Result<Self, StoreError> {
+    pub fn create(path: &Path, promise: &Promise) -> Result<Self, StoreError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -116,7 +120,7 @@ impl DocumentStore {
             path: path.into(),
             sequence: 0,
         };
-        store.save(document)?;
+        store.save(promise)?;
         // The name has to survive a power loss as well as the contents.
         if let Some(directory) = path.parent() {
             File::open(directory)
@@ -130,7 +134,7 @@ impl DocumentStore {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn open(path: &Path, cluster: ClusterId) -> Result<(Self, Document), StoreError> {
+    pub fn open(path: &Path, cluster: ClusterId) -> Result<(Self, Promise), StoreError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -146,10 +150,10 @@ impl DocumentStore {
             first,
             second,
         })?;
-        if chosen.document.cluster != cluster {
+        if chosen.promise.entry.content.cluster != cluster {
             return Err(StoreError::OtherCluster {
                 path: path.into(),
-                found: chosen.document.cluster,
+                found: chosen.promise.entry.content.cluster,
                 expected: cluster,
             });
         }
@@ -163,19 +167,19 @@ impl DocumentStore {
                 path = %path.display(),
                 "one copy of the configuration was damaged or behind; it is written anew"
             );
-            store.save(&chosen.document)?;
+            store.save(&chosen.promise)?;
         }
-        Ok((store, chosen.document))
+        Ok((store, chosen.promise))
     }
 
-    /// Writes the document to both copies, one after the other. After an error the caller must not
-    /// act on the document, nor on the one before it: it opens the file again.
+    /// Writes both copies, one after the other. After an error the caller must not act on the promise,
+    /// nor on the one before it, until a later call succeeds.
     ///
     /// # Errors
     /// When it is too large or the file can't be written.
-    pub fn save(&mut self, document: &Document) -> Result<(), StoreError> {
+    pub fn save(&mut self, promise: &Promise) -> Result<(), StoreError> {
         let sequence = self.sequence + 1;
-        let bytes = encode(sequence, document)?;
+        let bytes = encode(sequence, promise)?;
         for slot in 0..2 {
             self.file
                 .write_all_at(&bytes, slot * SLOT_BYTES)

@@ -1,36 +1,35 @@
-//! One copy of the document as bytes. All numbers little-endian.
+//! One copy of a voter's promise as bytes. All numbers little-endian.
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | magic `LSCONFIG` |
-//! | 8 | 4 | format version, 1 |
-//! | 12 | 4 | length of the document in bytes |
+//! | 8 | 4 | format version, 2 |
+//! | 12 | 4 | length of the promise in bytes |
 //! | 16 | 8 | sequence: of two good copies the greater one counts |
 //! | 24 | 16 | cluster id |
-//! | 40 | 4 | crc32c of the document |
+//! | 40 | 4 | crc32c of the promise |
 //! | 44 | 4 | crc32c of bytes 0 to 43 |
-//! | 48 | … | the document, postcard |
+//! | 48 | … | the promise, postcard |
 
-use super::{SlotError, StoreError};
-use crate::core::Document;
+use super::{Promise, SlotError, StoreError};
 
 /// Room for a copy in the file, in bytes.
 pub(super) const SLOT_BYTES: u64 = 1 << 20;
-/// Largest document in bytes: a slot less its header.
+/// Largest promise in bytes: a slot less its header.
 pub const MAX_DOCUMENT_BYTES: usize = (1 << 20) - HEADER_BYTES;
 const HEADER_BYTES: usize = 48;
 const MAGIC: [u8; 8] = *b"LSCONFIG";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 pub(super) struct Chosen {
-    pub(super) document: Document,
+    pub(super) promise: Promise,
     pub(super) sequence: u64,
     pub(super) both_equal: bool,
 }
 
-pub(super) fn encode(sequence: u64, document: &Document) -> Result<Vec<u8>, StoreError> {
+pub(super) fn encode(sequence: u64, promise: &Promise) -> Result<Vec<u8>, StoreError> {
     // Plain data in memory: the only failure of this encoder is a length that it can't know.
-    let body = postcard::to_stdvec(document).unwrap_or_default();
+    let body = postcard::to_stdvec(promise).unwrap_or_default();
     let too_large = StoreError::TooLarge { bytes: body.len() };
     if body.is_empty() || body.len() > MAX_DOCUMENT_BYTES {
         return Err(too_large);
@@ -41,7 +40,7 @@ pub(super) fn encode(sequence: u64, document: &Document) -> Result<Vec<u8>, Stor
     bytes.extend_from_slice(&FORMAT.to_le_bytes());
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&sequence.to_le_bytes());
-    bytes.extend_from_slice(&document.cluster.0.to_le_bytes());
+    bytes.extend_from_slice(&promise.entry.content.cluster.0.to_le_bytes());
     bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
     let header = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&header.to_le_bytes());
@@ -49,7 +48,7 @@ pub(super) fn encode(sequence: u64, document: &Document) -> Result<Vec<u8>, Stor
     Ok(bytes)
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<(u64, Document), SlotError> {
+pub(super) fn decode(bytes: &[u8]) -> Result<(u64, Promise), SlotError> {
     let (header, rest) = bytes
         .split_first_chunk::<HEADER_BYTES>()
         .ok_or(SlotError::Blank)?;
@@ -68,18 +67,18 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(u64, Document), SlotError> {
     if crc32c::crc32c(body) != u32_at(header, 40) {
         return Err(SlotError::Checksum);
     }
-    let document: Document = postcard::from_bytes(body).map_err(|_| SlotError::Contents)?;
-    if document.cluster.0.to_le_bytes() != header[24..40] {
+    let promise: Promise = postcard::from_bytes(body).map_err(|_| SlotError::Contents)?;
+    if promise.entry.content.cluster.0.to_le_bytes() != header[24..40] {
         return Err(SlotError::Contents);
     }
     let mut sequence = [0; 8];
     sequence.copy_from_slice(&header[16..24]);
-    Ok((u64::from_le_bytes(sequence), document))
+    Ok((u64::from_le_bytes(sequence), promise))
 }
 
 pub(super) fn choose(first: &[u8], second: &[u8]) -> Result<Chosen, (SlotError, SlotError)> {
-    let whole = |(sequence, document), both_equal| Chosen {
-        document,
+    let whole = |(sequence, promise), both_equal| Chosen {
+        promise,
         sequence,
         both_equal,
     };

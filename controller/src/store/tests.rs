@@ -1,14 +1,15 @@
-//! Promises of the document on disk.
+//! Promises of a voter's file.
 
 use super::slot::{SLOT_BYTES, choose, decode, encode};
 use super::*;
+use crate::core::consensus::{Entry, Position, Term, VoterId};
 use crate::core::{Command, Name, Node, NodeState};
 use vocabulary::NodeId;
 
 const CLUSTER: ClusterId = ClusterId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
 
-fn document(name: &str) -> Document {
-    Document::new(CLUSTER)
+fn promise(name: &str) -> Promise {
+    let content = Document::new(CLUSTER)
         .apply(&Command::SetNode {
             node: Node {
                 id: NodeId::new(0).unwrap(),
@@ -16,41 +17,59 @@ fn document(name: &str) -> Document {
                 control: "h:1".to_owned(),
                 replication: "h:2".to_owned(),
                 state: NodeState::Online,
+                fencing: None,
             },
         })
-        .unwrap()
+        .unwrap();
+    Promise {
+        voter: VoterId(5),
+        term: Term(4),
+        vote: Some(VoterId(6)),
+        entry: Entry {
+            at: Position {
+                term: Term(3),
+                index: 2,
+            },
+            content,
+        },
+    }
 }
 
 #[test]
 fn the_bytes_of_a_copy_stay_as_they_are() {
-    let bytes = encode(3, &document("n")).unwrap();
+    let bytes = encode(3, &promise("n")).unwrap();
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         hex,
         concat!(
             "4c53434f4e464947",                 // magic
-            "01000000",                         // format
-            "22000000",                         // length
+            "02000000",                         // format
+            "29000000",                         // length
             "0300000000000000",                 // sequence
             "100f0e0d0c0b0a090807060504030201", // cluster
-            "d34155f2",                         // checksum of the document
-            "bf59153e",                         // checksum of the header
-            // cluster (a varint), version, no voters, one node: id, name, two addresses, state; no resources
+            "56bee37b",                         // checksum of the promise
+            "af34b589",                         // checksum of the header
+            // voter, term, vote, position of the entry
+            "05",
+            "04",
+            "0106",
+            "0302",
+            // cluster (a varint), version, no voters, one node: id, name, two addresses, state, no fence agent; no resources
             "909eb8e8c0e1828589909cb0d080c1818202",
             "01",
             "00",
             "01",
-            "00016e03683a3103683a3200",
+            "00016e03683a3103683a320000",
             "00",
         )
     );
-    assert_eq!(decode(&bytes), Ok((3, document("n"))));
+    assert_eq!(decode(&bytes), Ok((3, promise("n"))));
 }
 
 #[test]
 fn a_copy_torn_at_any_byte_leaves_the_other_one() {
-    let old = encode(7, &document("old")).unwrap();
-    let new = encode(8, &document("new")).unwrap();
+    let old = encode(7, &promise("old")).unwrap();
+    let new = encode(8, &promise("new")).unwrap();
     for cut in 0..=new.len() {
         let mut torn = old.clone();
         torn.resize(old.len().max(new.len()), 0);
@@ -61,13 +80,13 @@ fn a_copy_torn_at_any_byte_leaves_the_other_one() {
         assert_eq!(chosen.sequence, expected, "cut at {cut}");
         // The second slot is being written: the new document is in the first.
         let chosen = choose(&new, &torn).map_err(|_| cut).unwrap();
-        assert_eq!((chosen.sequence, chosen.document), (8, document("new")));
+        assert_eq!((chosen.sequence, chosen.promise), (8, promise("new")));
     }
 }
 
 #[test]
 fn any_single_damaged_byte_is_noticed() {
-    let good = encode(7, &document("n")).unwrap();
+    let good = encode(7, &promise("n")).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x40;
@@ -79,28 +98,28 @@ fn any_single_damaged_byte_is_noticed() {
 fn a_saved_document_is_found_again_and_a_damaged_copy_is_mended() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("configuration");
-    let mut store = DocumentStore::create(&path, &document("a")).unwrap();
-    store.save(&document("b")).unwrap();
+    let mut store = PromiseStore::create(&path, &promise("a")).unwrap();
+    store.save(&promise("b")).unwrap();
     drop(store);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[0xff; 100], 10).unwrap();
-    let (_, found) = DocumentStore::open(&path, CLUSTER).unwrap();
-    assert_eq!(found, document("b"));
+    let (_, found) = PromiseStore::open(&path, CLUSTER).unwrap();
+    assert_eq!(found, promise("b"));
     // The first copy is whole again: the second may be lost now.
     file.write_all_at(&[0xff; 100], SLOT_BYTES).unwrap();
-    let (_, found) = DocumentStore::open(&path, CLUSTER).unwrap();
-    assert_eq!(found, document("b"));
+    let (_, found) = PromiseStore::open(&path, CLUSTER).unwrap();
+    assert_eq!(found, promise("b"));
 }
 
 #[test]
 fn two_damaged_copies_are_an_error_and_not_a_guess() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("configuration");
-    drop(DocumentStore::create(&path, &document("a")).unwrap());
+    drop(PromiseStore::create(&path, &promise("a")).unwrap());
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[0xff; 100], 10).unwrap();
     file.write_all_at(&[0xff; 100], SLOT_BYTES + 10).unwrap();
-    let error = DocumentStore::open(&path, CLUSTER).unwrap_err();
+    let error = PromiseStore::open(&path, CLUSTER).unwrap_err();
     assert!(matches!(error, StoreError::Lost { .. }));
     assert!(error.to_string().contains("must not vote"));
 }
@@ -110,28 +129,28 @@ fn a_missing_a_foreign_and_a_second_one_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("configuration");
     assert!(matches!(
-        DocumentStore::open(&path, CLUSTER),
+        PromiseStore::open(&path, CLUSTER),
         Err(StoreError::Missing { .. })
     ));
-    drop(DocumentStore::create(&path, &document("a")).unwrap());
+    drop(PromiseStore::create(&path, &promise("a")).unwrap());
     assert!(matches!(
-        DocumentStore::create(&path, &document("a")),
+        PromiseStore::create(&path, &promise("a")),
         Err(StoreError::Exists { .. })
     ));
     assert!(matches!(
-        DocumentStore::open(&path, ClusterId(1)),
+        PromiseStore::open(&path, ClusterId(1)),
         Err(StoreError::OtherCluster { .. })
     ));
 }
 
 #[test]
 fn a_copy_of_a_newer_version_is_not_overwritten() {
-    let old = encode(7, &document("n")).unwrap();
+    let old = encode(7, &promise("n")).unwrap();
     let mut newer = old.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let crc = crc32c::crc32c(&newer[..44]);
     newer[44..48].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(decode(&newer), Err(SlotError::Newer(2)));
+    assert_eq!(decode(&newer), Err(SlotError::Newer(3)));
     assert!(choose(&old, &newer).is_err());
     assert!(choose(&newer, &old).is_err());
 }

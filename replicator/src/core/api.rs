@@ -5,8 +5,8 @@
 
 use super::message::Message;
 use vocabulary::{
-    ByteRange, ClusterId, DiskId, Generation, Incarnation, NodeId, NodeSet, Record, Refusal,
-    ResourceId, VolumeId,
+    ByteRange, ClusterId, DiskId, Epoch, Generation, Incarnation, NodeId, NodeSet, Record, Refusal,
+    ResourceId, Time, VolumeId,
 };
 
 /// Bytes that the core passes on and never looks into: a shared slice of a pool buffer in
@@ -118,6 +118,9 @@ pub enum Command {
     Promote {
         /// Members to leave out.
         drop: NodeSet,
+        /// The epoch that ends. Where the record is in another one, somebody else's promotion came
+        /// first, and this one ends with an error.
+        over: Epoch,
     },
     /// Become primary whatever others hold. The operator has accepted the loss of data.
     Force,
@@ -174,6 +177,9 @@ pub enum CommandError {
     /// The store refused the change.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// Somebody's promotion came first.
+    #[error("another promotion came first: the record is in epoch {0}")]
+    Superseded(Epoch),
     /// The store did not decide in time.
     #[error(
         "the configuration store did not decide within the time limit; the change may still happen"
@@ -294,6 +300,20 @@ pub enum Event<P> {
         based_on: Generation,
         /// Why.
         refusal: Refusal,
+    },
+    /// A node acknowledged a beacon that asked for a lease of this primary.
+    Granted {
+        /// The node.
+        node: NodeId,
+        /// The epoch that the beacon named.
+        epoch: Epoch,
+        /// When it was *sent*, by this node's clock.
+        sent: Time,
+    },
+    /// No primary of an epoch before this one can answer a request any more (RULES 4).
+    Serve {
+        /// The epoch.
+        epoch: Epoch,
     },
     /// An operator's command.
     Command {
@@ -578,6 +598,9 @@ pub struct Identity {
 /// Limits and time-outs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// A beacon that was acknowledged lets the primary answer for this long from when it was sent, in
+    /// ms (RULES 4).
+    pub lease_ms: u64,
     /// A ping goes out after this long without another message, in ms.
     pub ping_interval_ms: u64,
     /// A peer that was not heard of for this long is gone, in ms.
@@ -615,6 +638,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            lease_ms: 500,
             ping_interval_ms: 500,
             peer_timeout_ms: 2_000,
             // DRBD: timeout 6 s x ko-count 7 = 42 s, which its users find too long.

@@ -20,7 +20,7 @@ use crate::store::{ActivityLog, Bitmap, Layout, Pin, Superblock};
 use metadata::{LogStep, Saves, SuperblockStep};
 use slab::Slab;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use vocabulary::{EXTENT_BYTES, Epoch, HistoryId, NodeSet, VolumeId};
+use vocabulary::{EXTENT_BYTES, Epoch, HistoryId, NodeSet, Time, VolumeId};
 
 /// How local I/O ended.
 #[derive(Clone, Debug)]
@@ -129,7 +129,8 @@ pub(crate) struct Local<P> {
     volumes: Vec<Volume<P>>,
     window: Window,
     whole_window: bool,
-    pending: Slab<Pending>,
+    /// Since when each request to the driver is under way.
+    pending: Slab<(Time, Pending)>,
     joins: Slab<Join>,
     done: VecDeque<Completion<P>>,
     /// Data requests under way: what a drain waits for.
@@ -304,7 +305,7 @@ impl<P: Payload> Local<P> {
     /// The session is over: its part of the window becomes part of the old one.
     pub(crate) fn live_becomes_old(&mut self) {
         self.cancel_waiting();
-        let now = vocabulary::Time::default();
+        let now = Time::default();
         for entry in self.window.take_live() {
             let index = entry.at.volume.index();
             self.window.old[index].insert(entry.at.range);
@@ -541,12 +542,15 @@ impl<P: Payload> Local<P> {
                 self.busy -= 1;
                 return self.join_done(join, None);
             }
-            _ => self.op(Pending::Data {
-                tag,
-                at,
-                write: true,
-                mark,
-            }),
+            _ => self.op(
+                step,
+                Pending::Data {
+                    tag,
+                    at,
+                    write: true,
+                    mark,
+                },
+            ),
         };
         step.emit(match body {
             Body::Write { data, durable } => Action::Write {
@@ -569,12 +573,15 @@ impl<P: Payload> Local<P> {
 
     pub(crate) fn read(&mut self, step: &mut Step<'_, P>, tag: Tag, at: VolumeRange) {
         self.busy += 1;
-        let op = self.op(Pending::Data {
-            tag,
-            at,
-            write: false,
-            mark: ClientMark::default(),
-        });
+        let op = self.op(
+            step,
+            Pending::Data {
+                tag,
+                at,
+                write: false,
+                mark: ClientMark::default(),
+            },
+        );
         step.emit(Action::Read {
             op,
             volume: at.volume,
@@ -584,12 +591,15 @@ impl<P: Payload> Local<P> {
 
     pub(crate) fn hash(&mut self, step: &mut Step<'_, P>, tag: Tag, at: VolumeRange) {
         self.busy += 1;
-        let op = self.op(Pending::Data {
-            tag,
-            at,
-            write: false,
-            mark: ClientMark::default(),
-        });
+        let op = self.op(
+            step,
+            Pending::Data {
+                tag,
+                at,
+                write: false,
+                mark: ClientMark::default(),
+            },
+        );
         step.emit(Action::Hash {
             op,
             volume: at.volume,
@@ -613,7 +623,7 @@ impl<P: Payload> Local<P> {
         }) as u64;
         for volume in self.volume_ids() {
             self.busy += 1;
-            let op = self.op(Pending::Flush { join });
+            let op = self.op(step, Pending::Flush { join });
             step.emit(Action::Flush { op, volume });
         }
     }
@@ -629,11 +639,14 @@ impl<P: Payload> Local<P> {
             self.done.push_back((tag, None, Done::Ok));
             return;
         }
-        let op = self.op(Pending::Grow {
-            tag,
-            volume: volume.index(),
-            size_bytes,
-        });
+        let op = self.op(
+            step,
+            Pending::Grow {
+                tag,
+                volume: volume.index(),
+                size_bytes,
+            },
+        );
         step.emit(Action::Grow {
             op,
             volume,
@@ -643,12 +656,22 @@ impl<P: Payload> Local<P> {
 
     // ---- completions ----
 
-    fn op(&mut self, pending: Pending) -> OpId {
-        OpId(self.pending.insert(pending) as u64)
+    fn op(&mut self, step: &Step<'_, P>, pending: Pending) -> OpId {
+        OpId(self.pending.insert((step.now, pending)) as u64)
     }
 
     fn take(&mut self, op: OpId) -> Option<Pending> {
-        self.pending.try_remove(usize::try_from(op.0).ok()?)
+        let (_, pending) = self.pending.try_remove(usize::try_from(op.0).ok()?)?;
+        Some(pending)
+    }
+
+    /// Since when the oldest request that a device should answer soon is under way. Looks at all.
+    pub(crate) fn oldest_request(&self) -> Option<Time> {
+        let soon = self
+            .pending
+            .iter()
+            .filter(|(_, (_, pending))| !matches!(pending, Pending::Grow { .. }));
+        soon.map(|(_, (since, _))| *since).min()
     }
 
     /// A disk or metadata request is done.
@@ -667,7 +690,7 @@ impl<P: Payload> Local<P> {
                 mutated(Mutation::FlushRetried) && matches!(pending, Pending::Flush { .. });
             if retried {
                 if let Pending::Flush { join } = pending {
-                    let op = self.op(Pending::Flush { join });
+                    let op = self.op(step, Pending::Flush { join });
                     step.emit(Action::Flush {
                         op,
                         volume: VolumeId(0),
@@ -776,7 +799,7 @@ impl<P> Volume<P> {
         }
     }
 
-    fn unpin(&mut self, extent: u32, now: vocabulary::Time) {
+    fn unpin(&mut self, extent: u32, now: Time) {
         if let Some(count) = self.cold_pins.get_mut(&extent) {
             *count -= 1;
             if *count == 0 {

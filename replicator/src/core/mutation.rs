@@ -57,6 +57,14 @@ pub enum Mutation {
     ResentExecutedTwice,
     /// What was sent before the history changed is sent again.
     SessionSurvivesHistory,
+    /// A write or flush is answered without a lease.
+    WriteWithoutLease,
+    /// A replica that is required and not admitted yet need not grant the lease.
+    LeaseOverInSyncOnly,
+    /// A read is answered when there was a lease as it came.
+    LeaseCheckedBeforeRead,
+    /// A new primary serves while an earlier one may still answer.
+    ServeWithoutWord,
 }
 
 impl Mutation {
@@ -86,6 +94,10 @@ impl Mutation {
         Self::FlushRetried,
         Self::ForceWithoutBits,
         Self::OneCopyUsed,
+        Self::WriteWithoutLease,
+        Self::LeaseOverInSyncOnly,
+        Self::LeaseCheckedBeforeRead,
+        Self::ServeWithoutWord,
     ];
 }
 

@@ -32,12 +32,21 @@ enum Role<P> {
 #[derive(Clone, Debug)]
 struct Promotion {
     command: CommandId,
-    force: bool,
     drop: NodeSet,
+    /// The epoch that it ends; an operator's word ends any.
+    over: Option<Epoch>,
     based_on: Option<Generation>,
     next: Time,
     wait_ms: u64,
     deadline: Time,
+}
+
+impl Promotion {
+    /// Somebody else's came first. It is not proposed on top of that: whoever asked for it waited for
+    /// the leases of an earlier epoch only.
+    fn ended_by(&self, record: &Record) -> bool {
+        self.over.is_some_and(|over| over != record.epoch)
+    }
 }
 
 /// One resource on one node.
@@ -164,6 +173,12 @@ impl<P: Payload> Resource<P> {
             return;
         }
         self.next_tick = now.plus_ms(TICK_MS);
+        if let Role::Primary(primary) = &self.role
+            && now < primary.lease_ends()
+        {
+            // On time: others wait for the same moment, and one of them is to stand in.
+            self.next_tick = self.next_tick.min(primary.lease_ends());
+        }
         let mut step = Step { now, out };
         let step = &mut step;
         self.local.tick(step, &self.settings);
@@ -252,6 +267,24 @@ impl<P: Payload> Resource<P> {
             },
             Event::Access(access) => self.set_access(step, access),
             Event::Record(record) => self.learn(step, record),
+            Event::Granted { node, epoch, sent } => self.as_primary(
+                step,
+                |primary, cx| {
+                    if primary.epoch() == epoch {
+                        primary.granted(cx, node, sent);
+                    }
+                },
+                |_| (),
+            ),
+            Event::Serve { epoch } => self.as_primary(
+                step,
+                |primary, _| {
+                    if primary.epoch() == epoch {
+                        primary.may_serve();
+                    }
+                },
+                |_| (),
+            ),
             Event::Refused { based_on, refusal } => self.refused(step, based_on, &refusal),
             Event::Command { id, command } => self.command(step, id, command),
         }
@@ -710,17 +743,16 @@ impl<P: Payload> Resource<P> {
             || !(mine || resumed)
             || matches!(self.role, Role::Primary(_))
         {
-            if let Some(promotion) = &mut self.promotion {
+            if self.promotion.as_ref().is_some_and(|p| p.ended_by(record)) {
+                self.end_promotion(step, Err(CommandError::Superseded(record.epoch)));
+            } else if let Some(promotion) = &mut self.promotion {
                 // Decided otherwise: proposed again, based on this record.
                 promotion.based_on = None;
                 promotion.next = step.now;
             }
             return;
         }
-        if let Some(promotion) = self.promotion.take() {
-            let id = promotion.command;
-            step.emit(Action::CommandDone { id, result: Ok(()) });
-        }
+        self.end_promotion(step, Ok(()));
         if let Role::Secondary(secondary) = &mut self.role {
             secondary.stop(step, &mut self.local);
         }
@@ -755,13 +787,16 @@ impl<P: Payload> Resource<P> {
             if stale {
                 promotion.based_on = None;
                 promotion.next = step.now;
-            } else if let Some(promotion) = self.promotion.take() {
-                let result = Err(CommandError::Refused(refusal.clone()));
-                step.emit(Action::CommandDone {
-                    id: promotion.command,
-                    result,
-                });
+            } else {
+                self.end_promotion(step, Err(CommandError::Refused(refusal.clone())));
             }
+        }
+    }
+
+    fn end_promotion(&mut self, step: &mut Step<'_, P>, result: Result<(), CommandError>) {
+        if let Some(promotion) = self.promotion.take() {
+            let id = promotion.command;
+            step.emit(Action::CommandDone { id, result });
         }
     }
 
@@ -782,8 +817,8 @@ impl<P: Payload> Resource<P> {
             return;
         }
         match command {
-            Command::Promote { drop } => self.promote(step, id, false, drop),
-            Command::Force => self.promote(step, id, true, NodeSet::EMPTY),
+            Command::Promote { drop, over } => self.promote(step, id, drop, Some(over)),
+            Command::Force => self.promote(step, id, NodeSet::EMPTY, None),
             Command::Close => self.close(step, id),
             _ => match (&mut self.role, &self.record) {
                 (Role::Primary(primary), Some(record)) => {
@@ -817,9 +852,20 @@ impl<P: Payload> Resource<P> {
         }
     }
 
-    fn promote(&mut self, step: &mut Step<'_, P>, id: CommandId, force: bool, drop: NodeSet) {
+    /// Without an epoch to end, by force.
+    fn promote(
+        &mut self,
+        step: &mut Step<'_, P>,
+        id: CommandId,
+        drop: NodeSet,
+        over: Option<Epoch>,
+    ) {
+        let epoch = self.record.as_ref().map_or(Epoch(0), |r| r.epoch);
         let result = match &self.role {
             Role::Primary(_) => Some(Ok(())),
+            _ if over.is_some_and(|over| over != epoch) => {
+                Some(Err(CommandError::Superseded(epoch)))
+            }
             _ if self.promotion.is_some() => Some(Err(CommandError::Busy)),
             _ if self.local.failed() => Some(Err(CommandError::NoDisk)),
             _ => None,
@@ -830,8 +876,8 @@ impl<P: Payload> Resource<P> {
         }
         self.promotion = Some(Promotion {
             command: id,
-            force,
             drop,
+            over,
             based_on: None,
             next: step.now,
             wait_ms: self.settings.propose_again_ms,
@@ -847,13 +893,7 @@ impl<P: Payload> Resource<P> {
             return;
         };
         if promotion.deadline <= step.now {
-            let id = promotion.command;
-            self.promotion = None;
-            step.emit(Action::CommandDone {
-                id,
-                result: Err(CommandError::Undecided),
-            });
-            return;
+            return self.end_promotion(step, Err(CommandError::Undecided));
         }
         // The disk of an earlier role drains first, and this node's own promise comes first too.
         let Some(record) = &self.record else { return };
@@ -864,7 +904,7 @@ impl<P: Payload> Resource<P> {
         promotion.wait_ms = (promotion.wait_ms * 2).min(self.settings.propose_again_ms * 10);
         promotion.based_on = Some(record.generation);
         let history = next_history(record, &candidate);
-        let change = if promotion.force {
+        let change = if promotion.over.is_none() {
             Change::Force { candidate, history }
         } else {
             Change::Promote {

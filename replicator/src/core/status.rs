@@ -91,6 +91,17 @@ pub struct PeerStatus {
     pub progress: Vec<Option<Progress>>,
 }
 
+/// What leases and fail-over need to know of this node's replica (RULES 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Its disk has failed.
+    pub failed: bool,
+    /// It is primary in this epoch: from its promotion's commit until it proposes to demote.
+    pub primary: Option<Epoch>,
+    /// What its answers are relative to, when it is primary.
+    pub required: NodeSet,
+}
+
 /// The resource as seen here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {

@@ -95,9 +95,15 @@ struct Cluster {
     next_conn: u64,
     next_id: u64,
     replies: BTreeMap<u64, Result<Option<Bytes>, ClientError>>,
+    /// Ids in the order of their replies.
+    order: Vec<u64>,
     commands: BTreeMap<u64, Result<(), CommandError>>,
     notices: Vec<(usize, Notice)>,
     hung_up: Vec<usize>,
+    /// Beacons go out this often; nodes in `mute` answer none.
+    beacons: bool,
+    mute: Vec<usize>,
+    word: bool,
     sent: Vec<(usize, &'static str, u64)>,
 }
 
@@ -160,9 +166,13 @@ impl Cluster {
             next_conn: 1,
             next_id: 1,
             replies: BTreeMap::new(),
+            order: Vec::new(),
             commands: BTreeMap::new(),
             notices: Vec::new(),
             hung_up: Vec::new(),
+            beacons: true,
+            mute: Vec::new(),
+            word: true,
             sent: Vec::new(),
         };
         for node in 0..count {
@@ -338,6 +348,7 @@ impl Cluster {
                 }
             }
             Action::Reply { id, result } => {
+                self.order.push(id.0);
                 assert!(
                     self.replies.insert(id.0, result).is_none(),
                     "answered twice"
@@ -368,9 +379,31 @@ impl Cluster {
         }
     }
 
+    /// Every primary's beacon is answered by whom it requires, and it is told to serve.
+    fn beacon(&mut self) {
+        let sent = self.now;
+        for from in 0..self.nodes.len() {
+            let standing = self.nodes[from].core.as_ref().map(Resource::standing);
+            let Some(epoch) = standing.and_then(|s| s.primary) else {
+                continue;
+            };
+            for to in 0..self.nodes.len() {
+                let answers = self.nodes[to].core.is_some() && !self.mute.contains(&to);
+                if self.beacons && to != from && answers {
+                    let node = id(to);
+                    self.event(from, Event::Granted { node, epoch, sent });
+                }
+            }
+            if self.word {
+                self.event(from, Event::Serve { epoch });
+            }
+        }
+    }
+
     fn run_ms(&mut self, ms: u64) {
         for _ in 0..ms / 10 {
             self.now = self.now.plus_ms(10);
+            self.beacon();
             for node in 0..self.nodes.len() {
                 let Some(core) = &mut self.nodes[node].core else {
                     continue;
@@ -434,13 +467,13 @@ impl Cluster {
         matches!(self.replies.get(&request), Some(Ok(_)))
     }
 
+    fn ask_promotion(&mut self, node: usize, drop: NodeSet) -> u64 {
+        let over = self.record.epoch;
+        self.command(node, Command::Promote { drop, over })
+    }
+
     fn promote(&mut self, node: usize) {
-        let command = self.command(
-            node,
-            Command::Promote {
-                drop: NodeSet::EMPTY,
-            },
-        );
+        let command = self.ask_promotion(node, NodeSet::EMPTY);
         assert_eq!(self.commands.get(&command), Some(&Ok(())));
         self.run_ms(100);
         assert!(self.nodes[node].core.as_ref().unwrap().serves());
@@ -617,12 +650,7 @@ fn a_failed_secondary_disk_is_evicted_and_a_failed_primary_disk_abdicates() {
     c.run_ms(1000);
     assert!(matches!(c.replies[&w], Err(ClientError::Io)));
     assert_eq!(c.record.primary, None);
-    let promote = c.command(
-        1,
-        Command::Promote {
-            drop: NodeSet::only(id(0)),
-        },
-    );
+    let promote = c.ask_promotion(1, NodeSet::only(id(0)));
     c.run_ms(1000);
     assert_eq!(c.commands[&promote], Ok(()));
     assert!(c.nodes[1].core.as_ref().unwrap().serves());
@@ -759,4 +787,153 @@ fn a_clean_close_leaves_the_superblock_closed_and_the_node_returns() {
     c.start(1);
     c.run_ms(5000);
     assert_eq!(c.in_sync(), [0, 1]);
+}
+
+#[test]
+fn an_answer_waits_for_every_required_lease_and_leaves_in_order() {
+    let mut c = Cluster::new(3);
+    c.promote(0);
+    c.run_ms(500);
+    c.mute = vec![2];
+    // Too short for an eviction: the lease of node 2 ends within it, those of the others are renewed.
+    c.beacons = false;
+    c.record.min_redundancy = 3;
+    for n in 0..3 {
+        let record = Record {
+            generation: c.record.generation.next(),
+            ..c.record.clone()
+        };
+        c.event(n, Event::Record(record));
+    }
+    c.record.generation = c.record.generation.next();
+    c.run_ms(600);
+    let read = ClientRequest::Read {
+        range: ByteRange::new(0, 512).unwrap(),
+    };
+    let waiting = [
+        c.write(0, 0, 1, 4096),
+        c.request(0, read),
+        c.request(0, ClientRequest::Flush),
+        c.request(
+            0,
+            ClientRequest::Zero {
+                range: ByteRange::new(0, 4096).unwrap(),
+                hole: true,
+                fua: false,
+            },
+        ),
+    ];
+    assert!(waiting.iter().all(|id| !c.replies.contains_key(id)));
+    // It is on every disk all the same.
+    assert_eq!(c.byte(2, 0), 0);
+    c.beacons = true;
+    c.run_ms(50);
+    assert!(waiting.iter().all(|id| !c.replies.contains_key(id)));
+    assert_eq!(c.status(0).waiting_for, NodeSet::only(id(2)));
+    c.mute.clear();
+    c.run_ms(50);
+    assert!(waiting.iter().all(|id| c.ok(*id)));
+    assert_eq!(c.order, waiting);
+    assert_eq!(c.status(0).waiting_for, NodeSet::EMPTY);
+}
+
+#[test]
+fn an_error_needs_no_lease() {
+    let mut c = Cluster::new(2);
+    c.promote(0);
+    c.mute = vec![1];
+    c.beacons = false;
+    c.run_ms(490);
+    let beyond = c.write(0, SIZE, 1, 4096);
+    assert!(matches!(c.replies[&beyond], Err(ClientError::OutOfRange)));
+}
+
+#[test]
+fn a_promoted_node_serves_only_when_no_earlier_primary_can_answer() {
+    let mut c = Cluster::new(2);
+    c.word = false;
+    let promoted = c.ask_promotion(0, NodeSet::EMPTY);
+    assert_eq!(c.commands[&promoted], Ok(()));
+    let w = c.write(0, 0, 1, 4096);
+    c.run_ms(2000);
+    assert!(!c.replies.contains_key(&w));
+    assert_eq!(c.status(0).role, Role::Starting);
+    // The word of another epoch is none.
+    let epoch = Epoch(c.record.epoch.0 + 1);
+    c.event(0, Event::Serve { epoch });
+    c.run_ms(100);
+    assert!(!c.replies.contains_key(&w));
+    c.word = true;
+    c.run_ms(100);
+    assert!(c.ok(w));
+}
+
+#[test]
+fn a_member_that_grants_no_lease_costs_one_lease_and_is_evicted() {
+    let mut c = Cluster::new(3);
+    c.promote(0);
+    c.run_ms(1000);
+    c.mute = vec![1];
+    let lease_ms = Settings::default().lease_ms;
+    c.run_ms(lease_ms - 20);
+    assert_eq!(c.in_sync(), [0, 1, 2]);
+    let w = c.write(0, 0, 1, 4096);
+    c.run_ms(40);
+    assert!(c.ok(w));
+    assert_eq!(c.in_sync(), [0, 2]);
+    // It is brought up to date and not admitted, and nobody waits for it.
+    c.run_ms(5000);
+    assert_eq!(c.in_sync(), [0, 2]);
+    let w = c.write(0, 0, 2, 4096);
+    assert!(c.ok(w));
+    c.mute.clear();
+    c.run_ms(3000);
+    assert_eq!(c.in_sync(), [0, 1, 2]);
+}
+
+#[test]
+fn a_new_primary_gives_the_others_the_time_of_a_lease() {
+    let mut c = Cluster::new(3);
+    c.promote(0);
+    c.kill(0);
+    c.beacons = false;
+    let promoted = c.ask_promotion(1, NodeSet::only(id(0)));
+    assert_eq!(c.commands[&promoted], Ok(()));
+    c.run_ms(Settings::default().lease_ms - 20);
+    assert_eq!(c.in_sync(), [1, 2]);
+}
+
+#[test]
+fn a_primary_that_stood_still_does_not_blame_the_others() {
+    let mut c = Cluster::new(3);
+    c.promote(0);
+    c.run_ms(1000);
+    // Stopped: its own sessions outlive it, the leases do not.
+    c.now = c.now.plus_ms(1500);
+    let w = c.write(0, 0, 1, 4096);
+    assert!(!c.replies.contains_key(&w));
+    c.beacons = false;
+    c.run_ms(100);
+    assert_eq!(c.in_sync(), [0, 1, 2]);
+    c.beacons = true;
+    c.run_ms(100);
+    assert!(c.ok(w));
+    assert_eq!(c.in_sync(), [0, 1, 2]);
+}
+
+#[test]
+fn a_promotion_is_not_proposed_on_top_of_another_one() {
+    let mut c = Cluster::new(3);
+    let over = c.record.epoch;
+    c.promote(0);
+    let late = c.command(
+        1,
+        Command::Promote {
+            drop: NodeSet::EMPTY,
+            over,
+        },
+    );
+    let epoch = c.record.epoch;
+    assert_eq!(c.commands[&late], Err(CommandError::Superseded(epoch)));
+    assert_eq!(c.record.primary, Some(id(0)));
 }

@@ -7,6 +7,7 @@ mod actions;
 mod clients;
 mod handle;
 mod peers;
+mod pulse;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ pub use handle::{
     Machine, MakeMachine, NewResource, PlaneConfig, PlaneError, PlaneHandle, PlaneStats, Reply,
     Report, ReportSink,
 };
+pub use pulse::Pulse;
 
 use self::handle::Control;
 use super::client::{Client, ClientOp, ClientProtocol};
@@ -25,6 +27,7 @@ use super::pool::{Pool, PoolBuf};
 use super::ring::{Completion, Fd, Op, Ring, Wait};
 use super::worker::{WorkDone, Worker};
 use crate::core::api::{Action, CommandId, DiskError, Event, OpId};
+use crate::core::status::Standing;
 use nix::time::{ClockId, clock_gettime};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -36,6 +39,9 @@ use vocabulary::{ClusterId, Epoch, Generation, NodeId, ResourceId, Time};
 
 /// Deadlines of connections are looked at this often, in ms: they are seconds.
 const SCAN_MS: u64 = 100;
+
+/// The age of disk requests is looked at this often, in ms: finding the oldest means looking at all.
+const LOOK_MS: u64 = 20;
 
 /// A shutdown waits this long for clients' last answers and for disks, in ms.
 const SHUTDOWN_MS: u64 = 5_000;
@@ -97,7 +103,7 @@ struct ResourceSlot {
     meta_bytes: fn(u64) -> u64,
     /// Disk requests and background work under way.
     pending: usize,
-    reported: (bool, Epoch, Generation),
+    reported: Option<(bool, Epoch, Generation, Standing)>,
     removed: Option<Reply<Result<(), PlaneError>>>,
 }
 
@@ -149,6 +155,8 @@ struct Plane {
     gated: Vec<usize>,
     crcs: CrcCache,
     next_scan: Time,
+    pulse: Arc<Pulse>,
+    next_look: Time,
     busy_poll_us: u64,
     poll_credit: u32,
     shutdown: Option<Time>,
@@ -187,7 +195,7 @@ impl Drop for PlaneThread {
 /// [`PlaneError::Ring`], [`PlaneError::Start`].
 pub fn start(config: PlaneConfig) -> Result<PlaneThread, PlaneError> {
     let (post, mailbox) = mailbox()?;
-    let handle = PlaneHandle(post);
+    let handle = PlaneHandle::new(post, Arc::new(Pulse::new(boot_time())));
     let (started, wait) = sync_channel(1);
     let for_worker = handle.clone();
     let body = move || match Plane::new(config, mailbox, for_worker) {
@@ -225,10 +233,11 @@ impl Plane {
         mailbox: Mailbox<Control>,
         handle: PlaneHandle,
     ) -> Result<Self, PlaneError> {
+        let pulse = handle.pulse();
         let ring = Ring::new()?;
         let pool = Pool::new(config.pool_bytes, config.keep_bytes);
         let worker = Worker::start(pool.clone(), move |key, done| {
-            let _ = handle.0.send(Control::Work(key, done));
+            handle.work(key, done);
         })?;
         let stats = PlaneStats {
             ring: ring.stats(),
@@ -266,6 +275,8 @@ impl Plane {
             gated: Vec::new(),
             crcs: CrcCache::default(),
             next_scan: Time(0),
+            pulse,
+            next_look: Time(0),
             busy_poll_us: config.busy_poll_us,
             poll_credit: POLL_CREDIT_MAX,
             shutdown: None,
@@ -276,7 +287,6 @@ impl Plane {
     fn run(&mut self) {
         self.listen_to_mail();
         loop {
-            self.now = boot_time();
             self.stats.turns += 1;
             let worked = self.turn();
             if self
@@ -302,9 +312,13 @@ impl Plane {
     /// One turn: all that is there is taken in and its consequences are prepared. True where it is
     /// worth another one before sleeping.
     fn turn(&mut self) -> bool {
-        let mut worked = false;
-        while let Some(done) = self.ring.take() {
-            worked = true;
+        let mut left = self.ring.ready();
+        let worked = left > 0;
+        // The time is read after the last event that is handled at this time: where a reply depends on
+        // a lease (RULES 4), an event may be older than the time that it gets, and never younger.
+        self.now = boot_time();
+        self.beat();
+        while let Some(done) = self.ring.take_of(&mut left) {
             self.completed(done);
         }
         self.settle();
@@ -329,6 +343,15 @@ impl Plane {
             } else {
                 return;
             }
+        }
+    }
+
+    /// Shows whoever watches that the loop turns and how old its disk requests are.
+    fn beat(&mut self) {
+        self.pulse.turn(self.now);
+        if self.now >= self.next_look {
+            self.next_look = self.now.plus_ms(LOOK_MS);
+            self.pulse.oldest(self.io.oldest());
         }
     }
 
@@ -558,6 +581,11 @@ impl Plane {
                     self.feed(place, Event::Refused { based_on, refusal });
                 }
             }
+            Control::Lease(resource, lease) => {
+                if let Some(place) = self.place_of(resource) {
+                    self.feed(place, lease.into());
+                }
+            }
             Control::Command(resource, command, reply) => match self.place_of(resource) {
                 Some(place) => {
                     let id = CommandId(self.next_serial());
@@ -619,7 +647,7 @@ impl Plane {
             peers: new.peers,
             meta_bytes: new.meta_bytes,
             pending: 0,
-            reported: (false, Epoch(0), Generation(0)),
+            reported: None,
             removed: None,
         });
         self.report_state(index);

@@ -413,9 +413,21 @@ impl<T> Ring<T> {
         submission.taskrun() || submission.cq_overflow()
     }
 
+    /// How many are there to [`take`](Self::take) now. More may come while they are taken.
+    pub fn ready(&mut self) -> usize {
+        self.ring.completion().len()
+    }
+
     /// The next operation that is done.
     pub fn take(&mut self) -> Option<Completion<T>> {
+        let mut all = usize::MAX;
+        self.take_of(&mut all)
+    }
+
+    /// The next one of so many; counts them down.
+    pub fn take_of(&mut self, left: &mut usize) -> Option<Completion<T>> {
         loop {
+            *left = left.checked_sub(1)?;
             let entry = self.ring.completion().next()?;
             if entry.user_data() == NOBODY {
                 continue;

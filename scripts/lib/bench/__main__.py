@@ -1,4 +1,4 @@
-"""Entry of scripts/bench: without a sub-command, the comparison table."""
+"""Entry of scripts/bench: the comparison table, or with `failover` how long a fail-over takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sys
 
 import comparison
+import failover
 from system import BenchError
 
 
@@ -21,12 +22,17 @@ def main() -> int:
         "mirrors, and prints one table.",
         epilog="docs/benchmarks.md says how the figures come about.",
     )
-    comparison.add_arguments(parser)
+    work = failover if sys.argv[1:2] == ["failover"] else comparison
+    if work is failover:
+        sys.argv.pop(1)
+        parser.prog += " failover"
+        parser.description = "Kills the primary again and again under a client on another node."
+    work.add_arguments(parser)
     signal.signal(signal.SIGTERM, _interrupted)
     signal.signal(signal.SIGINT, _interrupted)
     options = parser.parse_args()
     try:
-        return comparison.run(options)
+        return work.run(options)
     except BenchError as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
         return 1

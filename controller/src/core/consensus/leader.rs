@@ -27,6 +27,7 @@ pub(super) struct Leader<C: Content> {
     /// Commands that changed nothing, answered once this round confirms that this leader still is one.
     confirming: Vec<(u64, Answers<C::Refused>)>,
     round: u64,
+    /// Of its own: what commands cause in between does not put it off, nor thus CheckQuorum.
     pub(super) next_beat: Time,
 }
 
@@ -50,17 +51,22 @@ impl<C: Content> Consensus<C> {
     /// The election is won: the document is stamped anew before anything else, so that only entries of
     /// this term are ever sent or counted.
     pub(super) fn lead(&mut self, now: Time, out: &mut Vec<Action<C>>) {
+        let content = self.promise.entry.content.clone();
+        self.lead_with(now, content, out);
+    }
+
+    /// The same with this document.
+    pub(super) fn lead_with(&mut self, now: Time, content: C, out: &mut Vec<Action<C>>) {
         self.role = Role::Leader(Box::new(Leader {
             followers: BTreeMap::new(),
             queue: VecDeque::new(),
             batch: Vec::new(),
             confirming: Vec::new(),
             round: 0,
-            next_beat: now,
+            next_beat: now.plus_ms(self.settings.beat_ms),
         }));
         self.set_leader(Some(self.me), out);
         if !mutated(Mutation::OldEntryCommitted) {
-            let content = self.promise.entry.content.clone();
             self.next_entry(now, content, out);
         } else {
             self.meet_followers(now);
@@ -122,6 +128,9 @@ impl<C: Content> Consensus<C> {
             self.follow(now, out);
             return;
         }
+        if let Role::Leader(leader) = &mut self.role {
+            leader.next_beat = now.plus_ms(self.settings.beat_ms);
+        }
         self.beat(now, out);
     }
 
@@ -134,7 +143,6 @@ impl<C: Content> Consensus<C> {
             return;
         };
         leader.round += 1;
-        leader.next_beat = now.plus_ms(self.settings.beat_ms);
         let round = leader.round;
         let mut messages = Vec::new();
         for (&id, follower) in &mut leader.followers {

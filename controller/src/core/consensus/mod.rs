@@ -5,18 +5,19 @@
 //!
 //! Generic over the document, so that the exhaustive check runs this code on tiny ones.
 
+mod alone;
 mod leader;
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;
 
 use super::mutation::{Mutation, mutated};
+pub use alone::NotAlone;
 use leader::Leader;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hash;
+use std::mem::discriminant;
 use vocabulary::{NodeId, Time};
 
 /// A voter's identity: random, created with its state, never used again. A node whose state was lost
@@ -93,6 +94,22 @@ pub struct Promise<C> {
     pub vote: Option<VoterId>,
     /// The newest document that it has stored; committed or not.
     pub entry: Entry<C>,
+}
+
+impl<C> Promise<C> {
+    /// A voter that has promised nothing yet. With a document that names it as the only voter it begins
+    /// a cluster; with one that does not, it waits to be taken into one.
+    pub fn new(voter: VoterId, content: C) -> Self {
+        Self {
+            voter,
+            term: Term::default(),
+            vote: None,
+            entry: Entry {
+                at: Position::default(),
+                content,
+            },
+        }
+    }
 }
 
 /// What voters say to each other.
@@ -188,6 +205,13 @@ pub enum Event<C: Content> {
         /// The change.
         command: C::Command,
     },
+    /// The other one of two voters is switched off for certain (RULES section 3).
+    Fenced {
+        /// Which.
+        voter: VoterId,
+        /// The change that takes it out.
+        removal: C::Command,
+    },
     /// Time has passed (see [`Consensus::poll_timeout`]).
     Tick,
 }
@@ -272,6 +296,8 @@ pub struct Consensus<C: Content> {
     election_at: Time,
     /// The stored entry is known to be committed.
     committed: bool,
+    /// Since its start it has heard that what it stores is committed.
+    current: bool,
     /// Number of the last [`Action::Persist`], of the last that changed term or vote, and of the last
     /// that is done.
     persist: u64,
@@ -305,6 +331,7 @@ impl<C: Content> Consensus<C> {
             heard: None,
             election_at: now,
             committed: false,
+            current: false,
             persist: 0,
             persist_vote: 0,
             persisted: 0,
@@ -372,6 +399,7 @@ impl<C: Content> Consensus<C> {
                     });
                 }
             },
+            Event::Fenced { voter, removal } => self.go_on_without(now, voter, &removal, out),
             Event::Tick => self.tick(now, out),
         }
     }
@@ -385,7 +413,9 @@ impl<C: Content> Consensus<C> {
             return;
         }
         self.election_at = self.election_time(now);
-        if !self.votes() {
+        // A leader that was removing itself goes on with it: nobody else may have that document, and none
+        // of its voters may lead without.
+        if !self.votes() && self.committed || self.promise.entry.content.voters().is_empty() {
             return;
         }
         // Nobody was heard: would an election be won? Asking costs no term (PreVote).
@@ -400,8 +430,9 @@ impl<C: Content> Consensus<C> {
         self.count_votes(now, out);
     }
 
-    /// Is this voter one by its stored document? A new one is not until it was sent a document.
-    fn votes(&self) -> bool {
+    /// Is this voter one by its stored document?
+    #[must_use]
+    pub fn votes(&self) -> bool {
         let voters = self.promise.entry.content.voters();
         voters.iter().any(|voter| voter.id == self.me.id)
     }
@@ -473,9 +504,18 @@ impl<C: Content> Consensus<C> {
         if needs <= self.persisted || mutated(Mutation::AnswerBeforePersist) {
             let node = to.node;
             out.push(Action::Send { node, envelope });
-        } else {
-            self.held.push((needs, to.node, envelope));
+            return;
         }
+        // However long the disk takes, two of a kind are enough: the first, lest a stream of newer
+        // ones keeps all of them back, and the newest.
+        let same = |(_, _, held): &(u64, NodeId, Envelope<C>)| {
+            held.to == envelope.to && discriminant(&held.message) == discriminant(&envelope.message)
+        };
+        let mut alike = self.held.iter().enumerate().filter(|(_, held)| same(held));
+        if let Some((second, _)) = alike.nth(1) {
+            self.held.remove(second);
+        }
+        self.held.push((needs, to.node, envelope));
     }
 
     fn durable(&mut self, now: Time, number: u64, out: &mut Vec<Action<C>>) {
@@ -597,7 +637,8 @@ impl<C: Content> Consensus<C> {
     fn accept(&mut self, entry: Entry<C>, out: &mut Vec<Action<C>>) {
         let newer = entry.at > self.promise.entry.at
             || mutated(Mutation::LowerEntryAccepted) && entry.at != self.promise.entry.at;
-        if newer && entry.at.term == self.promise.term {
+        let own = entry.at.term == self.promise.term || mutated(Mutation::OldEntryCommitted);
+        if newer && own {
             self.promise.entry = entry;
             self.committed = false;
             self.save(out);
@@ -617,6 +658,7 @@ impl<C: Content> Consensus<C> {
 
     fn commit(&mut self, out: &mut Vec<Action<C>>) {
         self.committed = true;
+        self.current = true;
         out.push(Action::Committed {
             at: self.promise.entry.at,
             content: self.promise.entry.content.clone(),

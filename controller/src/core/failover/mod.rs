@@ -7,6 +7,7 @@
 //! engine, which proposes it to the configuration store.
 
 mod beacons;
+mod fencing;
 mod promotion;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use vocabulary::{Epoch, Member, NodeId, NodeSet, Record, ResourceId, Time};
 
+use fencing::Lost;
 pub use promotion::Waiting;
 
 /// Time-outs in ms.
@@ -30,17 +32,30 @@ pub struct Settings {
     pub drift_percent: u64,
     /// Among several nodes that could take over, each waits this long for every better one.
     pub stagger_ms: u64,
+    /// Of two voters without a witness the one that does not serve waits this long before it has the
+    /// other one switched off.
+    pub fence_delay_ms: u64,
     /// A command to the engine is given again when it has had no effect for this long.
     pub again_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
+        Self::with_lease(500)
+    }
+}
+
+impl Settings {
+    /// Time-outs that go with a lease of so many ms.
+    #[must_use]
+    pub const fn with_lease(lease_ms: u64) -> Self {
         Self {
-            beacon_ms: 100,
-            lease_ms: 500,
+            // Several may be lost before the lease is.
+            beacon_ms: lease_ms / 5,
+            lease_ms,
             drift_percent: 1,
             stagger_ms: 150,
+            fence_delay_ms: 5_000,
             again_ms: 2_000,
         }
     }
@@ -114,8 +129,12 @@ pub enum Event<'a> {
     Store(bool),
     /// The data plane turns and no disk request is overdue, or not: without it nothing is promised.
     Turning(bool),
-    /// This node's leases in epochs up to this one are void: that primary is switched off for certain.
+    /// This node's voter has been brought up to date since its start.
+    Current,
+    /// The node is switched off for certain: no lease of it runs any more.
     Fenced(NodeId),
+    /// It could not be switched off, or nobody knows.
+    FenceFailed(NodeId),
     /// Time has passed (see [`Failover::poll_timeout`]).
     Tick,
 }
@@ -157,6 +176,11 @@ pub enum Action {
         /// The resource.
         resource: ResourceId,
     },
+    /// Have the node switched off; answered by [`Event::Fenced`] or [`Event::FenceFailed`].
+    Fence {
+        /// The node.
+        node: NodeId,
+    },
 }
 
 /// Another node as this one hears it.
@@ -166,6 +190,8 @@ struct Peer {
     answered: Option<Time>,
     faulty: BTreeSet<ResourceId>,
     state: NodeState,
+    /// It has a fence agent.
+    fenceable: bool,
 }
 
 /// A lease that this node has granted.
@@ -211,10 +237,13 @@ pub struct Failover {
     started: Time,
     state: NodeState,
     peers: BTreeMap<NodeId, Peer>,
+    voters: Vec<NodeId>,
+    lost: Option<Lost>,
     subjects: BTreeMap<ResourceId, Subject>,
     next_beacon: Time,
     next_tick: Time,
     store: bool,
+    current: bool,
     turning: bool,
 }
 
@@ -233,10 +262,13 @@ impl Failover {
             started: now,
             state: NodeState::Online,
             peers: BTreeMap::new(),
+            voters: Vec::new(),
+            lost: None,
             subjects: BTreeMap::new(),
             next_beacon: now,
             next_tick: now,
             store: false,
+            current: false,
             turning: true,
         }
     }
@@ -269,6 +301,8 @@ impl Failover {
             }
             Event::Store(reachable) => self.store = reachable,
             Event::Turning(turning) => self.turning = turning,
+            Event::Current => self.current = true,
+            Event::FenceFailed(node) => self.fence_failed(now, node),
             Event::Fenced(node) => {
                 for subject in self.subjects.values_mut() {
                     subject.grants.retain(|grant| grant.node != node);
@@ -283,6 +317,7 @@ impl Failover {
         if now >= self.next_tick {
             self.next_tick = now.plus_ms(TICK_MS);
             self.check_promotions(now, out);
+            self.check_fencing(now, out);
         }
         if now >= self.next_beacon {
             self.next_beacon = now.plus_ms(self.settings.beacon_ms);
@@ -292,17 +327,21 @@ impl Failover {
     }
 
     fn learn(&mut self, now: Time, document: &Document) {
+        self.voters = document.voters.iter().map(|voter| voter.node).collect();
         self.peers
             .retain(|id, _| document.nodes.iter().any(|node| node.id == *id));
         for node in &document.nodes {
             if node.id == self.me {
                 self.state = node.state;
             } else {
-                self.peers.entry(node.id).or_default().state = node.state;
+                let peer = self.peers.entry(node.id).or_default();
+                peer.state = node.state;
+                peer.fenceable = node.fencing.is_some();
             }
         }
         self.subjects
             .retain(|id, _| document.resource(*id).is_some());
+        self.next_tick = now;
         for resource in &document.resources {
             let subject = self.subjects.entry(resource.id).or_default();
             subject.replicas = resource.replicas.iter().map(|r| r.node).collect();
@@ -326,7 +365,6 @@ impl Failover {
             }
             subject.record = Some(record.clone());
             subject.ready_since = None;
-            self.next_tick = now;
         }
     }
 }

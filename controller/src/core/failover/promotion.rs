@@ -14,6 +14,12 @@ pub enum Waiting {
     Creation,
     /// The configuration store has no leader within reach: a majority of voters is missing.
     Quorum,
+    /// This node is back and the other one of two voters is not: it may have gone on alone.
+    Peer(NodeId),
+    /// The other one of two voters is lost and has no fence agent: an operator has to say that it is off.
+    ConfirmDead(NodeId),
+    /// The other one of two voters is lost and is being switched off.
+    Fence(NodeId),
     /// These nodes have the last good copies, and none of them can be promoted now.
     LastGoodCopy(NodeSet),
     /// Leases of the last primary may still run.
@@ -212,8 +218,8 @@ impl Failover {
         if !subject.up {
             return Some(Waiting::Down);
         }
-        if !self.store {
-            return Some(Waiting::Quorum);
+        if let Some(stuck) = self.stuck(now) {
+            return Some(stuck);
         }
         let here = subject.local.filter(|local| {
             !local.failed && record.eligible(&local.member, &subject.declared).is_some()

@@ -62,7 +62,7 @@ impl<P: Payload> Local<P> {
         offset: u64,
         data: Vec<u8>,
     ) {
-        let op = self.op(pending);
+        let op = self.op(step, pending);
         let volume = VolumeId(u16::try_from(volume).unwrap_or(u16::MAX));
         step.emit(Action::MetaWrite {
             op,

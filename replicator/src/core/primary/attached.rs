@@ -196,7 +196,7 @@ impl<P: Payload> Primary<P> {
     }
 
     /// Answers a request, or hands it on where another primary is to answer it.
-    pub(super) fn answer(
+    pub(super) fn finish(
         &mut self,
         cx: &mut Cx<'_, '_, P>,
         request: Request<P>,

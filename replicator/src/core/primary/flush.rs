@@ -2,6 +2,7 @@
 //! covers all before it, so stability is a prefix: one place per replica says it all. One flush is
 //! under way at a time; clients' flushes that come meanwhile share the next one.
 
+use super::membership::AdmitStage;
 use super::*;
 
 /// A release waits this long for replicas outside *required* that have not said yet that they are
@@ -135,26 +136,41 @@ impl<P: Payload> Primary<P> {
     }
 
     /// Everything before this place is on stable storage on all of *required*.
-    fn stable_on_required(&self, seq: Seq) -> bool {
+    fn stable_on_required(&self, cx: &Cx<'_, '_, P>, seq: Seq) -> bool {
         self.required
             .without(self.node)
             .iter()
-            .all(|node| self.stable_on(node) >= seq)
+            .all(|node| self.stable_on(cx, node) >= seq)
             && self.flushes.own_stable >= seq
     }
 
-    /// Up to where everything is stable on a replica whose word counts.
-    fn stable_on(&self, node: NodeId) -> Seq {
-        match self.peers.get(&node) {
-            Some(peer) if self.counting.contains(node) => peer.stable,
-            _ => Seq(0),
+    /// Up to where everything is stable on a replica whose word counts. A member that is being renewed
+    /// lacks what its old incarnation lost until that is copied and flushed; it stands in the record all
+    /// the while, and should every other member lose its caches too, it may be promoted (RULES 3).
+    fn stable_on(&self, cx: &Cx<'_, '_, P>, node: NodeId) -> Seq {
+        let Some(peer) = self.peers.get(&node) else {
+            return Seq(0);
+        };
+        let renewing = cx.record.member(node).is_some();
+        let lacks = self
+            .admitting
+            .as_ref()
+            .filter(|a| renewing && a.member.node == node)
+            .is_some_and(|a| match a.stage {
+                AdmitStage::Copying => true,
+                AdmitStage::Flushing { after } => peer.stable < after,
+                AdmitStage::HandingOver { .. } | AdmitStage::Proposed => false,
+            });
+        if lacks || !self.counting.contains(node) {
+            return Seq(0);
         }
+        peer.stable
     }
 
     /// Completes the flush under way when it is, and lets writes leave.
     pub(super) fn check_flush(&mut self, cx: &mut Cx<'_, '_, P>) {
         if let Some(seq) = self.flushes.under_way()
-            && self.stable_on_required(seq)
+            && self.stable_on_required(cx, seq)
             && let Some(flush) = self.flushes.under_way.take()
         {
             let parked = std::mem::take(&mut self.flushes.parked);
@@ -185,7 +201,7 @@ impl<P: Payload> Primary<P> {
             let peer = self.peers.get(&member.node);
             peer.is_some_and(|p| p.identity.as_ref() != Some(member))
         });
-        if renewing || !self.stable_on_required(upto) {
+        if renewing || !self.stable_on_required(cx, upto) {
             return;
         }
         let lag = cx.now().ms_since(since) < RELEASE_LAG_MS;

@@ -197,7 +197,7 @@ impl<P: Payload> Primary<P> {
             return None;
         }
         let now = cx.now();
-        cx.other_members().iter().find(|node| {
+        let lost = cx.other_members().iter().find(|node| {
             let Some(peer) = self.peers.get(node) else {
                 return false;
             };
@@ -213,6 +213,12 @@ impl<P: Payload> Primary<P> {
                 || peer.blocked
                 || other
                 || self.invalidate_commands.contains_key(node)
+        });
+        lost.or_else(|| {
+            // The one that has kept its lease back for longest: without it nobody else is asked for one.
+            let owing = cx.other_members().iter();
+            let owing = owing.filter_map(|node| Some((self.lease_owed(cx, node)?, node)));
+            owing.min().map(|(_, node)| node)
         })
     }
 
@@ -224,6 +230,7 @@ impl<P: Payload> Primary<P> {
         }
         let ready = self.peers.values().filter(|peer| {
             peer.is_live()
+                && self.leased_by(peer.node, cx.now())
                 && !self.invalidate_commands.contains_key(&peer.node)
                 && peer.sync.as_ref().is_some_and(|sync| {
                     !sync.reconciling && sync.left_bytes() <= self.settings.admit_below_bytes
@@ -256,6 +263,13 @@ impl<P: Payload> Primary<P> {
         };
         let member = admitting.member;
         let node = member.node;
+        if self.lease_owed(cx, node).is_some() {
+            // Requiring it holds up every answer.
+            self.admitting_lost(cx, node);
+        }
+        let Some(admitting) = &self.admitting else {
+            return;
+        };
         match admitting.stage {
             AdmitStage::Copying => {
                 let copied = self
@@ -281,7 +295,9 @@ impl<P: Payload> Primary<P> {
                 }
             }
             AdmitStage::HandingOver { done: true, .. }
-                if self.proposal.is_none() && !self.copier.busy_with(node) =>
+                if self.proposal.is_none()
+                    && !self.copier.busy_with(node)
+                    && self.leased_by(node, cx.now()) =>
             {
                 self.set_admit_stage(AdmitStage::Proposed);
                 self.propose(cx, Change::Admit { member });
@@ -447,9 +463,10 @@ impl<P: Payload> Primary<P> {
         self.stage = Stage::Demoting;
         let error = self.disk_error(cx);
         for (_, request) in std::mem::take(&mut self.requests) {
-            self.answer(cx, request, Err(error));
+            self.finish(cx, request, Err(error));
         }
         self.gated.clear();
+        self.forget_waiting();
         self.propose(cx, Change::Demote { node: self.node });
     }
 
@@ -484,6 +501,17 @@ impl<P: Payload> Primary<P> {
         self.settled_after = Seq(self.next_seq);
         self.want_flush();
         self.start_flush(cx);
+    }
+
+    /// Members that came to this epoch with another incarnation are renewed or gone: only now can none
+    /// of them be promoted with other bytes than clients have read here, whoever loses power (RULES 8).
+    pub(super) fn check_renewed(&mut self, cx: &mut Cx<'_, '_, P>) {
+        let mut others = cx.record.in_sync.iter().filter(|m| m.node != self.node);
+        if others.all(|m| self.peers.get(&m.node).is_some_and(|p| p.joined)) {
+            for set in &mut self.unrenewed {
+                set.clear();
+            }
+        }
     }
 
     // ---- invalidate ----

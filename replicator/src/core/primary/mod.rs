@@ -8,6 +8,7 @@
 mod attached;
 mod copier;
 mod flush;
+mod lease;
 mod membership;
 mod peers;
 mod repair;
@@ -28,6 +29,7 @@ use super::{Step, Tag};
 use attached::Attachment;
 use copier::Copier;
 use flush::Flushes;
+use lease::Lease;
 use membership::{Admitting, Proposal, Resize};
 use repair::Repair;
 use slab::Slab;
@@ -61,7 +63,7 @@ impl<P: Payload> Cx<'_, '_, P> {
 pub(crate) enum Stage {
     /// The promise of the epoch is on its way to disk.
     Promising,
-    /// Every member's window is asked for.
+    /// Every member's window is asked for, and earlier primaries' leases run out.
     Gathering,
     /// Clients are served.
     Serving,
@@ -161,6 +163,7 @@ pub(crate) struct Primary<P> {
     required: NodeSet,
     /// Replicas whose acknowledgements count: their disk and incarnation are the required ones.
     counting: NodeSet,
+    lease: Lease<P>,
     next_seq: u64,
     ops: VecDeque<Option<Op<P>>>,
     own: Outstanding,
@@ -174,6 +177,9 @@ pub(crate) struct Primary<P> {
     /// Ranges that not all members are known to hold alike (RULES 8); requests there wait.
     unreconciled: Vec<BlockSet>,
     reconciling: bool,
+    /// Where members that came to this epoch with another incarnation may differ, until each of them
+    /// is renewed or evicted; requests there wait as well.
+    unrenewed: Vec<BlockSet>,
     /// A flush from this place on settles what the reconciliation copied.
     settled_after: Seq,
     admitting: Option<Admitting>,
@@ -190,6 +196,7 @@ pub(crate) struct Primary<P> {
     /// For this node's forwarder: answers to what it gave, and what another primary is to answer.
     pub(crate) answered: Vec<(u64, Result<Option<P>, ClientError>)>,
     pub(crate) returned: Vec<Returned<P>>,
+    last_tick: Time,
     /// Something changed that `maintain` has to look at in full.
     changed: bool,
 }
@@ -208,6 +215,7 @@ impl<P: Payload> Primary<P> {
             next_session: 1,
             required: NodeSet::only(node),
             counting: NodeSet::only(node),
+            lease: Lease::new(cx.now()),
             next_seq: 1,
             ops: VecDeque::new(),
             own: Outstanding::default(),
@@ -220,6 +228,7 @@ impl<P: Payload> Primary<P> {
             next_repair: 0,
             unreconciled: vec![BlockSet::default(); volumes],
             reconciling: false,
+            unrenewed: vec![BlockSet::default(); volumes],
             settled_after: Seq(0),
             admitting: None,
             proposal: None,
@@ -233,6 +242,7 @@ impl<P: Payload> Primary<P> {
             attached: Vec::new(),
             answered: Vec::new(),
             returned: Vec::new(),
+            last_tick: cx.now(),
             changed: true,
         };
         cx.local.live_becomes_old();
@@ -253,6 +263,10 @@ impl<P: Payload> Primary<P> {
 
     pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    pub(crate) fn required(&self) -> NodeSet {
+        self.required
     }
 
     pub(crate) fn waiting_for(&self) -> NodeSet {
@@ -342,8 +356,8 @@ impl<P: Payload> Primary<P> {
             started: false,
         };
         match refuse {
-            Some(error) => self.answer(cx, request, Err(error)),
-            None if nothing => self.answer(cx, request, Ok(None)),
+            Some(error) => self.finish(cx, request, Err(error)),
+            None if nothing => self.finish(cx, request, Ok(None)),
             None => {
                 let key = self.requests.insert(request);
                 self.admit_request(cx, key);
@@ -374,7 +388,8 @@ impl<P: Payload> Primary<P> {
         }
         let volume = request.at.volume.index();
         let full = !matches!(request.body, Body::Read) && self.window_full(cx);
-        if full || self.unreconciled[volume].overlaps(request.piece) {
+        let in_doubt = [&self.unreconciled[volume], &self.unrenewed[volume]];
+        if full || in_doubt.iter().any(|set| set.overlaps(request.piece)) {
             self.gated.push_back(key);
             return;
         }
@@ -526,7 +541,7 @@ impl<P: Payload> Primary<P> {
         self.reply(cx, key, Ok(None));
     }
 
-    fn reply(
+    fn answer(
         &mut self,
         cx: &mut Cx<'_, '_, P>,
         key: usize,
@@ -535,7 +550,7 @@ impl<P: Payload> Primary<P> {
         if let Some(request) = self.requests.try_remove(key) {
             self.latency.count += 1;
             self.latency.sum_us += cx.now().0.saturating_sub(request.since.0) / 1000;
-            self.answer(cx, request, result);
+            self.finish(cx, request, result);
         }
     }
 
@@ -677,6 +692,7 @@ impl<P: Payload> Primary<P> {
         self.required = required;
         self.counting = counting;
         self.changed = true;
+        self.lease_over(cx);
         let node = self.node;
         let complete: Vec<Seq> = self
             .ops_under_way()
@@ -702,17 +718,21 @@ impl<P: Payload> Primary<P> {
         }
         self.refresh(cx);
         self.check_membership(cx);
-        if self.stage == Stage::Gathering && cx.local.drained() && self.gathered(cx) {
+        let word = self.lease.word || mutated(Mutation::ServeWithoutWord);
+        if self.stage == Stage::Gathering && word && cx.local.drained() && self.gathered(cx) {
             self.start_serving(cx);
         }
         self.check_reconciled(cx);
+        self.check_renewed(cx);
         self.check_drained(cx);
         self.admit_attachments(cx);
         self.open_gate(cx);
+        self.answer_waiting(cx);
         self.check_waiting(cx);
     }
 
     pub(crate) fn tick(&mut self, cx: &mut Cx<'_, '_, P>) {
+        self.tick_lease(cx.now());
         self.tick_peers(cx);
         self.tick_flush(cx);
         self.tick_copier(cx);
@@ -733,8 +753,11 @@ impl<P: Payload> Primary<P> {
             .filter(|p| p.is_live())
             .map(|p| p.node)
             .collect();
-        let present = live.intersection(self.counting).with(self.node);
-        let waiting = self.required.difference(present);
+        let present = live.intersection(self.counting);
+        let others = self.required.without(self.node).iter();
+        let waiting: NodeSet = others
+            .filter(|&node| !present.contains(node) || self.lease_owed(cx, node).is_some())
+            .collect();
         if waiting == self.waiting_for {
             return;
         }
@@ -758,7 +781,7 @@ impl<P: Payload> Primary<P> {
             _ => ClientError::Shutdown,
         };
         for (_, request) in std::mem::take(&mut self.requests) {
-            self.answer(cx, request, Err(error));
+            self.finish(cx, request, Err(error));
         }
         self.detach_all(cx);
         if !self.follow {

@@ -602,6 +602,13 @@ impl<P: Payload> Primary<P> {
         }
         clip(&mut union, cx.record);
         self.stage = Stage::Serving;
+        for node in cx.other_members().iter() {
+            let lacking = self.peers.get(&node).filter(|p| !p.joined);
+            let todo = lacking.and_then(|p| Some(&p.sync.as_ref()?.todo));
+            for (set, other) in self.unrenewed.iter_mut().zip(todo.into_iter().flatten()) {
+                set.union(other);
+            }
+        }
         cx.step.notice(Notice::Serving);
         let ranges = volume_ranges(cx.record, &union);
         if ranges.is_empty() || mutated(Mutation::NoReconcile) {

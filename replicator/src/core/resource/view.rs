@@ -1,12 +1,26 @@
 //! What the resource looks like from this node: the answer of `status`. It only looks.
 
 use super::super::status::{
-    DiskState, PeerStatus, ReplicationState, Role as RoleName, Status, VolumeStatus,
+    DiskState, PeerStatus, ReplicationState, Role as RoleName, Standing, Status, VolumeStatus,
 };
 use super::*;
 use crate::core::primary::{Link, Peer};
 
 impl<P: Payload> Resource<P> {
+    /// What leases and fail-over need to know of this replica. Cheap.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let (primary, required) = match &self.role {
+            Role::Primary(p) if p.stage() != Stage::Demoting => (Some(p.epoch()), p.required()),
+            _ => (None, NodeSet::EMPTY),
+        };
+        Standing {
+            failed: self.local.failed(),
+            primary,
+            required,
+        }
+    }
+
     /// What the resource looks like from here. Always answers.
     #[must_use]
     pub fn status(&self, now: Time) -> Status {

@@ -10,6 +10,9 @@ use std::collections::{BTreeSet, VecDeque};
 const BLOCKS: u64 = 2;
 const BLOCK: u64 = 4096;
 
+/// A lease, and a little more.
+const LEASE_MS: u64 = 550;
+
 /// What is on its way. Things of one channel come in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Channel {
@@ -95,6 +98,8 @@ struct Net {
     errors: Vec<(usize, ClientError)>,
     commands: BTreeMap<u64, Result<(), CommandError>>,
     hung_up: BTreeSet<usize>,
+    /// A node that is about to be primary, and since when.
+    promoting: Option<(usize, Time)>,
     rng: Option<Rng>,
 }
 
@@ -118,6 +123,7 @@ impl Net {
             errors: Vec::new(),
             commands: BTreeMap::new(),
             hung_up: BTreeSet::new(),
+            promoting: None,
             rng,
         };
         for node in 0..count {
@@ -400,6 +406,39 @@ impl Net {
             core.end_turn(self.now, &mut out);
             self.carry_out(node, out);
         }
+        self.lease();
+    }
+
+    /// What the controllers do: nodes grant leases to the primary of their record, none while one
+    /// of them is about to be promoted, and a new primary serves once the old ones have run out.
+    fn lease(&mut self) {
+        let cores = self.nodes.iter().map(|node| node.core.as_ref());
+        let standing: Vec<Option<(Epoch, bool)>> = cores
+            .map(|core| {
+                let core = core?;
+                let leads = core.status(self.now).role != Role::Secondary;
+                Some((core.frame_context().0, leads))
+            })
+            .collect();
+        for primary in 0..standing.len() {
+            let Some((epoch, true)) = standing[primary] else {
+                continue;
+            };
+            for (node, other) in standing.iter().enumerate() {
+                let promoting = self.promoting.is_some_and(|(n, _)| n == node);
+                if node != primary && other.is_some_and(|(e, _)| e == epoch) && !promoting {
+                    let (node, sent) = (id(node), self.now);
+                    self.event(primary, Event::Granted { node, epoch, sent });
+                }
+            }
+            let early = self
+                .promoting
+                .is_some_and(|(_, since)| self.now.ms_since(since) <= LEASE_MS);
+            if !early {
+                self.event(primary, Event::Serve { epoch });
+                self.promoting = self.promoting.filter(|(n, _)| *n != primary);
+            }
+        }
     }
 
     fn run_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
@@ -413,7 +452,9 @@ impl Net {
     fn promote(&mut self, node: usize) {
         let command = Command::Promote {
             drop: NodeSet::EMPTY,
+            over: self.record.epoch,
         };
+        self.promoting = Some((node, self.now));
         self.next_id += 1;
         let id = CommandId(self.next_id);
         self.event(node, Event::Command { id, command });

@@ -118,6 +118,7 @@ enum Step {
 #[derive(Debug)]
 struct Job<K> {
     key: K,
+    since: Time,
     disk: Arc<Disk>,
     /// Metadata blocks that the job writes.
     meta: Option<ByteRange>,
@@ -175,6 +176,12 @@ impl<K> DiskIo<K> {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.jobs.len() + self.waiting.len()
+    }
+
+    /// Since when the oldest request under way is. Looks at all of them.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Time> {
+        self.jobs.iter().map(|(_, job)| job.since).min()
     }
 
     /// Has a request ended that was not taken yet?
@@ -290,6 +297,7 @@ impl<K> DiskIo<K> {
         };
         let job = self.jobs.insert(Job {
             key,
+            since: now,
             disk: disk.clone(),
             meta,
             step,

@@ -158,15 +158,17 @@ impl Plane {
             return;
         };
         let (epoch, generation) = slot.machine.frame_context();
-        let state = (slot.machine.takes_clients(), epoch, generation);
+        let (takes_clients, standing) = (slot.machine.takes_clients(), slot.machine.standing());
+        let state = Some((takes_clients, epoch, generation, standing));
         if state != slot.reported {
             slot.reported = state;
             let record = slot.machine.record().cloned();
             (self.report)(
                 slot.id,
                 Report::State {
-                    takes_clients: state.0,
+                    takes_clients,
                     record,
+                    standing,
                 },
             );
         }

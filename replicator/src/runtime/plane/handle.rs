@@ -9,9 +9,9 @@ use super::super::peer::PeerAddress;
 use super::super::pool::{PoolBuf, PoolStats};
 use super::super::ring::{RingError, RingStats};
 use super::super::worker::WorkDone;
-use super::WorkKey;
+use super::{Pulse, WorkKey};
 use crate::core::api::{Access, Action, Command, CommandError, Event, Notice};
-use crate::core::status::Status;
+use crate::core::status::{Standing, Status};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -39,6 +39,8 @@ pub trait Machine {
     fn record(&self) -> Option<&Record>;
     /// Does it take clients' requests?
     fn takes_clients(&self) -> bool;
+    /// What leases and fail-over need to know of it.
+    fn standing(&self) -> Standing;
 }
 
 /// Makes a machine in the data plane's thread, at the time that it then is.
@@ -83,12 +85,14 @@ pub enum Report {
         change: Change,
     },
     /// It takes clients' requests now, or not any more, or has another record: what exports are made
-    /// of.
+    /// of. Or its standing is another: what leases and fail-over go by.
     State {
         /// Does it take clients' requests?
         takes_clients: bool,
         /// The record that it has.
         record: Option<Record>,
+        /// Its disk, its epoch as primary, and whom it requires.
+        standing: Standing,
     },
 }
 
@@ -190,6 +194,7 @@ pub(super) enum Control {
         based_on: Generation,
         refusal: Refusal,
     },
+    Lease(ResourceId, Lease),
     Command(ResourceId, Command, Reply<Result<(), PlaneError>>),
     Status(Reply<Vec<(ResourceId, Status)>>),
     Stats(Reply<PlaneStats>),
@@ -199,9 +204,33 @@ pub(super) enum Control {
     Shutdown,
 }
 
+/// What fail-over says about leases.
+pub(super) enum Lease {
+    Granted {
+        node: NodeId,
+        epoch: Epoch,
+        sent: Time,
+    },
+    Serve {
+        epoch: Epoch,
+    },
+}
+
+impl From<Lease> for Event<PoolBuf> {
+    fn from(lease: Lease) -> Self {
+        match lease {
+            Lease::Granted { node, epoch, sent } => Self::Granted { node, epoch, sent },
+            Lease::Serve { epoch } => Self::Serve { epoch },
+        }
+    }
+}
+
 /// A way to talk to a data plane. Cheap to clone; may be used from any thread.
 #[derive(Clone)]
-pub struct PlaneHandle(pub(super) Post<Control>);
+pub struct PlaneHandle {
+    post: Post<Control>,
+    pulse: Arc<Pulse>,
+}
 
 impl fmt::Debug for PlaneHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -210,9 +239,35 @@ impl fmt::Debug for PlaneHandle {
 }
 
 impl PlaneHandle {
+    pub(super) fn new(post: Post<Control>, pulse: Arc<Pulse>) -> Self {
+        Self { post, pulse }
+    }
+
+    /// Whether the thread turns and its disk requests are answered, readable at any time.
+    #[must_use]
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
+    /// A node acknowledged a beacon of this epoch that was sent then, by [`super::boot_time`].
+    pub fn granted(&self, resource: ResourceId, node: NodeId, epoch: Epoch, sent: Time) {
+        let lease = Lease::Granted { node, epoch, sent };
+        let _ = self.post.send(Control::Lease(resource, lease));
+    }
+
+    /// No primary of an epoch before this one can answer any more.
+    pub fn serve(&self, resource: ResourceId, epoch: Epoch) {
+        let lease = Lease::Serve { epoch };
+        let _ = self.post.send(Control::Lease(resource, lease));
+    }
+
+    pub(super) fn work(&self, key: WorkKey, done: WorkDone) {
+        let _ = self.post.send(Control::Work(key, done));
+    }
+
     /// Hands over a resource; it is driven from the answer on.
     pub fn add_resource(&self, new: NewResource, reply: Reply<Result<(), PlaneError>>) {
-        if let Err(Control::Add(_, reply)) = self.0.send(Control::Add(Box::new(new), reply)) {
+        if let Err(Control::Add(_, reply)) = self.post.send(Control::Add(Box::new(new), reply)) {
             reply(Err(PlaneError::Stopped));
         }
     }
@@ -220,29 +275,29 @@ impl PlaneHandle {
     /// Takes a resource out: its connections are closed; the answer comes when its disk requests are
     /// done and its stores let go. Send [`Command::Close`] first: this drains nothing.
     pub fn remove_resource(&self, resource: ResourceId, reply: Reply<Result<(), PlaneError>>) {
-        if let Err(Control::Remove(_, reply)) = self.0.send(Control::Remove(resource, reply)) {
+        if let Err(Control::Remove(_, reply)) = self.post.send(Control::Remove(resource, reply)) {
             reply(Err(PlaneError::Stopped));
         }
     }
 
     /// Where the resource's replicas listen from now on; used by the next dial.
     pub fn set_peers(&self, resource: ResourceId, peers: BTreeMap<NodeId, PeerAddress>) {
-        let _ = self.0.send(Control::Peers(resource, peers));
+        let _ = self.post.send(Control::Peers(resource, peers));
     }
 
     /// Which nodes take clients' requests of a resource, from now on.
     pub fn access(&self, resource: ResourceId, access: Access) {
-        let _ = self.0.send(Control::Access(resource, access));
+        let _ = self.post.send(Control::Access(resource, access));
     }
 
     /// A record that is known to be committed, in any order and as often as it likes.
     pub fn record(&self, record: Record) {
-        let _ = self.0.send(Control::Record(Box::new(record)));
+        let _ = self.post.send(Control::Record(Box::new(record)));
     }
 
     /// The store refused a proposal for good.
     pub fn refused(&self, resource: ResourceId, based_on: Generation, refusal: Refusal) {
-        let _ = self.0.send(Control::Refused {
+        let _ = self.post.send(Control::Refused {
             resource,
             based_on,
             refusal,
@@ -256,7 +311,7 @@ impl PlaneHandle {
         command: Command,
         reply: Reply<Result<(), PlaneError>>,
     ) {
-        let sent = self.0.send(Control::Command(resource, command, reply));
+        let sent = self.post.send(Control::Command(resource, command, reply));
         if let Err(Control::Command(_, _, reply)) = sent {
             reply(Err(PlaneError::Stopped));
         }
@@ -265,26 +320,26 @@ impl PlaneHandle {
     /// How all resources look now, within one turn of the loop. Dropped unanswered where the thread
     /// has ended.
     pub fn status(&self, reply: Reply<Vec<(ResourceId, Status)>>) {
-        let _ = self.0.send(Control::Status(reply));
+        let _ = self.post.send(Control::Status(reply));
     }
 
     /// Counters. Dropped unanswered where the thread has ended.
     pub fn stats(&self, reply: Reply<PlaneStats>) {
-        let _ = self.0.send(Control::Stats(reply));
+        let _ = self.post.send(Control::Stats(reply));
     }
 
     /// Serves clients on a listening socket (TCP or unix).
     pub fn listen_clients(&self, listener: OwnedFd, protocol: Box<dyn ClientProtocol>) {
-        let _ = self.0.send(Control::ListenClients(listener, protocol));
+        let _ = self.post.send(Control::ListenClients(listener, protocol));
     }
 
     /// Takes connections of the cluster's other nodes on a listening socket (TCP or unix).
     pub fn listen_peers(&self, listener: OwnedFd, cluster: ClusterId) {
-        let _ = self.0.send(Control::ListenPeers(listener, cluster));
+        let _ = self.post.send(Control::ListenPeers(listener, cluster));
     }
 
     /// Ends the thread: clients get their last answers, for at most some seconds.
     pub fn shutdown(&self) {
-        let _ = self.0.send(Control::Shutdown);
+        let _ = self.post.send(Control::Shutdown);
     }
 }

@@ -236,7 +236,8 @@ fn commands_proposals_and_status_go_their_way() {
             &node.handle,
             RESOURCE,
             Command::Promote {
-                drop: NodeSet::EMPTY
+                drop: NodeSet::EMPTY,
+                over: Epoch(0)
             }
         ),
         Err(PlaneError::Command(CommandError::NoRecord))

@@ -7,7 +7,7 @@ use crate::core::api::{
     RequestId,
 };
 use crate::core::message::{ClientMark, Message, Seq, SessionId, WriteKind};
-use crate::core::status::{DiskState, ReplicationState, Role, Status};
+use crate::core::status::{DiskState, ReplicationState, Role, Standing, Status};
 use crate::runtime::client::{ClientCommand, ClientConnection, ClientOp, ClientStep, ExportTarget};
 use crate::runtime::disk::{DiskConfig, Engine, MetaPlace};
 use socket2::{SockAddr, Socket, Type};
@@ -576,6 +576,14 @@ impl Machine for Fake {
 
     fn takes_clients(&self) -> bool {
         true
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            failed: false,
+            primary: Some(Epoch(1)),
+            required: NodeSet::EMPTY,
+        }
     }
 }
 

@@ -1,1 +1,0 @@
-//! Exhaustive check on small bounds.

@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::events::{Events, describe};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::view::{LocalResource, LocalView, reason};
-use controller::core::{Backing, Command, Document, MetadataKind, Policy, Refused, Report, Resource};
+use controller::core::{
+    Backing, Command, Document, MetadataKind, Policy, Refused, Report, Resource,
+};
 use controller::runtime::{CommandError, FailoverHandle, StoreHandle};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;

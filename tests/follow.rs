@@ -136,7 +136,15 @@ fn with_exclusive_access_a_connection_does_not_outlive_the_primary_that_it_was_m
     let cluster = Cluster::start(3, SIZE);
     cluster.must(
         1,
-        &["resource", "create", "x", "--size", "16MiB", "--access", "exclusive"],
+        &[
+            "resource",
+            "create",
+            "x",
+            "--size",
+            "16MiB",
+            "--access",
+            "exclusive",
+        ],
     );
     cluster.wait_in_sync("x", &[1, 2, 3]);
     let promote = |k: usize| {

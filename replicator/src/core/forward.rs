@@ -60,8 +60,6 @@ enum Link {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Connected {
-    peer: NodeId,
-    epoch: Epoch,
     conn: ConnId,
     heard: Time,
     asked: Time,
@@ -108,6 +106,8 @@ pub(crate) struct Forwarder<P> {
     waiting: VecDeque<(Waiter, VolumeId, ClientRequest<P>)>,
     wholes: Slab<Whole>,
     link: Link,
+    /// The primary, elsewhere, and its epoch.
+    target: Option<(NodeId, Epoch)>,
     retry_at: Time,
     backoff_ms: u64,
     /// The era in which numbers were sent, and the history.
@@ -129,6 +129,7 @@ impl<P: Payload> Forwarder<P> {
             waiting: VecDeque::new(),
             wholes: Slab::new(),
             link: Link::Idle,
+            target: None,
             retry_at: Time(0),
             backoff_ms: 0,
             era: None,
@@ -197,12 +198,7 @@ impl<P: Payload> Forwarder<P> {
     }
 
     /// Keeps a request for a primary.
-    pub(crate) fn keep(
-        &mut self,
-        id: RequestId,
-        volume: VolumeId,
-        request: ClientRequest<P>,
-    ) {
+    pub(crate) fn keep(&mut self, id: RequestId, volume: VolumeId, request: ClientRequest<P>) {
         match request {
             ClientRequest::Zero { range, hole, fua } if range.len > ZERO_PIECE_BYTES => {
                 let pieces: Vec<ByteRange> = pieces(range).collect();
@@ -220,13 +216,7 @@ impl<P: Payload> Forwarder<P> {
         }
     }
 
-    fn enter(
-        &mut self,
-        waiter: Waiter,
-        volume: VolumeId,
-        request: ClientRequest<P>,
-        again: bool,
-    ) {
+    fn enter(&mut self, waiter: Waiter, volume: VolumeId, request: ClientRequest<P>, again: bool) {
         if self.waiting.is_empty() && self.has_room() {
             self.slots.push_back(Slot::Kept(Kept {
                 waiter,
@@ -407,14 +397,9 @@ impl<P: Payload> Forwarder<P> {
         let target = record
             .and_then(|r| Some((r.primary?, r.epoch)))
             .filter(|(primary, _)| *primary != self.node);
-        let linked = match self.link {
-            Link::Idle => None,
-            Link::Dialing(peer) => Some((peer, target.map_or(Epoch(0), |(_, epoch)| epoch))),
-            Link::Attaching(c) | Link::Attached(c) => Some((c.peer, c.epoch)),
-        };
-        if linked.is_some() && linked != target {
+        if std::mem::replace(&mut self.target, target) != target {
             self.close(step);
-            // Another primary: whatever kept the last one away says nothing of this one.
+            // Whatever kept the last one away says nothing of this one.
             self.backoff_ms = 0;
             self.retry_at = step.now;
         }
@@ -428,8 +413,8 @@ impl<P: Payload> Forwarder<P> {
         match (self.link, target) {
             (Link::Idle, Some((peer, _))) if !idle && self.retry_at <= step.now => {
                 self.link = Link::Dialing(peer);
-                self.backoff_ms = (self.backoff_ms * 2)
-                    .clamp(ms.reconnect_min_ms, ms.ping_interval_ms);
+                self.backoff_ms =
+                    (self.backoff_ms * 2).clamp(ms.reconnect_min_ms, ms.ping_interval_ms);
                 self.retry_at = step.now.plus_ms(self.backoff_ms);
                 step.emit(Action::Dial { peer });
             }
@@ -476,25 +461,11 @@ impl<P: Payload> Forwarder<P> {
     }
 
     /// A connection is there; false where it is not for the link.
-    pub(crate) fn dialed(
-        &mut self,
-        step: &mut Step<'_, P>,
-        peer: NodeId,
-        conn: ConnId,
-        record: Option<&Record>,
-    ) -> bool {
-        if self.link != Link::Dialing(peer) {
+    pub(crate) fn dialed(&mut self, step: &mut Step<'_, P>, peer: NodeId, conn: ConnId) -> bool {
+        let Some((_, epoch)) = self.target.filter(|_| self.link == Link::Dialing(peer)) else {
             return false;
-        }
-        let Some(record) = record.filter(|record| record.primary == Some(peer)) else {
-            self.link = Link::Idle;
-            step.emit(Action::Close { conn });
-            return true;
         };
-        let epoch = record.epoch;
         self.link = Link::Attaching(Connected {
-            peer,
-            epoch,
             conn,
             heard: step.now,
             asked: step.now,
@@ -593,10 +564,8 @@ impl<P: Payload> Forwarder<P> {
 
 /// Pieces end at multiples of their length, so that extents are touched once.
 fn pieces(range: ByteRange) -> impl Iterator<Item = ByteRange> {
-    range
-        .units(ZERO_PIECE_BYTES)
-        .filter_map(move |piece| {
-            let start = piece * ZERO_PIECE_BYTES;
-            ByteRange::between(start, start + ZERO_PIECE_BYTES).intersection(range)
-        })
+    range.units(ZERO_PIECE_BYTES).filter_map(move |piece| {
+        let start = piece * ZERO_PIECE_BYTES;
+        ByteRange::between(start, start + ZERO_PIECE_BYTES).intersection(range)
+    })
 }

@@ -227,8 +227,7 @@ impl<P: Payload> Resource<P> {
                 request,
             } => self.client(step, id, volume, request),
             Event::Dialed { peer, conn } => {
-                let record = self.record.as_ref();
-                if !self.forwarder.dialed(step, peer, conn, record) {
+                if !self.forwarder.dialed(step, peer, conn) {
                     self.as_primary(
                         step,
                         |primary, cx| primary.dialed(cx, peer, conn),
@@ -359,7 +358,10 @@ impl<P: Payload> Resource<P> {
             let direct = self.forwarder.is_clear() && primary.takes_requests(cx);
             match () {
                 () if direct && plain => {}
-                () if direct && one_write && let Some(mark) = self.forwarder.pass(id) => {
+                () if direct
+                    && one_write
+                    && let Some(mark) = self.forwarder.pass(id) =>
+                {
                     asked.origin = Origin::Own;
                     asked.mark = mark;
                 }
@@ -414,8 +416,12 @@ impl<P: Payload> Resource<P> {
             for (number, result) in primary.answered.drain(..) {
                 self.forwarder.answered(step, number, result);
             }
+            let stopped = !self.forwarder.follows() && !primary.returned.is_empty();
             for returned in primary.returned.drain(..) {
                 self.forwarder.take_back(returned);
+            }
+            if stopped {
+                self.forwarder.stop(step);
             }
         }
     }

@@ -102,11 +102,13 @@ const _: () = assert!(NUMBER_BYTES == 40);
 pub(super) fn behind(kind: Kind, number: u64, released: u64) -> Result<U32, EncodeError> {
     let behind = number.checked_sub(released).filter(|n| *n < MAX_SPAN);
     let found = behind.and_then(|n| u32::try_from(n).ok());
-    found.map(U32::from).ok_or(EncodeError::Invalid(WireError::Value {
-        kind,
-        field: "the lowest unanswered number",
-        value: released,
-    }))
+    found
+        .map(U32::from)
+        .ok_or(EncodeError::Invalid(WireError::Value {
+            kind,
+            field: "the lowest unanswered number",
+            value: released,
+        }))
 }
 
 /// The lowest number that is not answered.

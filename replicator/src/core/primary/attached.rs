@@ -162,9 +162,8 @@ impl<P: Payload> Primary<P> {
     /// The request came on an earlier connection and is under way: it is answered on this one.
     fn is_under_way(&mut self, session: u64, number: u64, conn: ConnId) -> bool {
         let mut requests = self.requests.iter_mut();
-        let found = requests.find(|(_, r)| {
-            (r.asked.mark.session, r.asked.mark.number) == (session, number)
-        });
+        let found = requests
+            .find(|(_, r)| (r.asked.mark.session, r.asked.mark.number) == (session, number));
         if let Some((_, request)) = found {
             request.asked.origin = Origin::Forwarded(conn);
             return true;

@@ -211,7 +211,9 @@ impl Net {
         let data = &mut self.nodes[node].data;
         match thing {
             Thing::Write {
-                offset, data: bytes, ..
+                offset,
+                data: bytes,
+                ..
             } => data.write(*offset, bytes.get()),
             Thing::Zero { range, .. } => data.zero(*range),
             _ => {}
@@ -345,11 +347,7 @@ impl Net {
                 heads.push(index);
             }
         }
-        let tick = heads.is_empty()
-            || self
-                .rng
-                .as_mut()
-                .is_some_and(|rng| rng.below(40) == 0);
+        let tick = heads.is_empty() || self.rng.as_mut().is_some_and(|rng| rng.below(40) == 0);
         if tick {
             return self.tick();
         }
@@ -477,9 +475,9 @@ impl Net {
         self.run_until("a primary", |net| net.serves(node));
     }
 
-    fn all_in_sync(&mut self) {
-        let count = self.nodes.len();
-        self.run_until("all to be in sync", |net| net.record.in_sync.len() == count);
+    /// Nothing is on its way: every replica has the primary's table.
+    fn settle(&mut self) {
+        self.run_until("quiet", |net| net.things.is_empty());
     }
 
     // ---- clients ----
@@ -585,14 +583,19 @@ impl Net {
         });
     }
 
-    /// What was seen of each block is the history of one disk.
+    /// What was seen of a block.
+    fn history(&self, block: u64) -> Vec<Seen> {
+        let of_block = self.seen.iter().filter(|s| s.block == block);
+        of_block
+            .filter(|s| s.write || s.ended.is_some())
+            .copied()
+            .collect()
+    }
+
+    /// It is the history of one disk.
     fn check(&self) {
         for block in 0..BLOCKS {
-            let of_block = self.seen.iter().filter(|s| s.block == block);
-            let history: Vec<Seen> = of_block
-                .filter(|s| s.write || s.ended.is_some())
-                .copied()
-                .collect();
+            let history = self.history(block);
             assert!(
                 is_linearizable(&history),
                 "block {block} was no disk: {history:#?}"
@@ -610,12 +613,7 @@ fn digest(block: &[u8]) -> BlockHash {
 /// Is there an order of these that a single register could have had? Requests without an end may
 /// have happened at any time after they began, or not at all.
 fn is_linearizable(history: &[Seen]) -> bool {
-    fn search(
-        history: &[Seen],
-        done: u64,
-        value: u8,
-        failed: &mut BTreeSet<(u64, u8)>,
-    ) -> bool {
+    fn search(history: &[Seen], done: u64, value: u8, failed: &mut BTreeSet<(u64, u8)>) -> bool {
         let left = || (0..history.len()).filter(|i| done & (1 << i) == 0);
         if left().all(|i| history[i].ended.is_none()) {
             return true;
@@ -664,7 +662,7 @@ fn the_checker_knows_a_write_that_came_back() {
 fn fail_over_after(steps: u64, rng: Option<Rng>) -> Net {
     let mut net = Net::new(3, rng);
     net.make_primary(0);
-    net.all_in_sync();
+    net.settle();
     net.client(2, 5);
     net.client(2, 5);
     net.client(1, 5);
@@ -708,7 +706,7 @@ fn a_primary_that_dies_at_any_point_of_a_request_costs_survivors_no_error_and_no
 
 #[test]
 fn whatever_the_order_of_messages_and_disks_a_fail_over_costs_no_error_and_no_write() {
-    for seed in 1..400 {
+    for seed in 1..100 {
         let mut rng = Rng::new(seed);
         let steps = rng.next() % 500;
         let mut net = fail_over_after(steps, Some(rng));
@@ -721,12 +719,12 @@ fn whatever_the_order_of_messages_and_disks_a_fail_over_costs_no_error_and_no_wr
 #[test]
 fn two_fail_overs_in_a_row_execute_nothing_twice() {
     let mut with_errors = 0;
-    for seed in 1..400 {
+    for seed in 1..100 {
         let mut rng = Rng::new(seed);
         let (first, second) = (rng.next() % 400, rng.next() % 300);
         let mut net = Net::new(3, Some(rng));
         net.make_primary(0);
-        net.all_in_sync();
+        net.settle();
         net.client(2, 5);
         net.client(2, 5);
         net.client(1, 4);
@@ -748,17 +746,17 @@ fn two_fail_overs_in_a_row_execute_nothing_twice() {
         net.check();
     }
     // Only a write of several blocks of which the reconciliation has replaced some.
-    assert!(with_errors <= 8, "{with_errors}");
+    assert!(with_errors <= 2, "{with_errors}");
 }
 
 #[test]
 fn a_replica_that_restarts_between_two_fail_overs_executes_nothing_twice() {
-    for seed in 1..400 {
+    for seed in 1..100 {
         let mut rng = Rng::new(seed);
         let (first, second) = (rng.next() % 400, rng.next() % 400);
         let mut net = Net::new(3, Some(rng));
         net.make_primary(0);
-        net.all_in_sync();
+        net.settle();
         net.client(2, 8);
         net.client(2, 8);
         for _ in 0..first {
@@ -771,7 +769,13 @@ fn a_replica_that_restarts_between_two_fail_overs_executes_nothing_twice() {
         net.start(1);
         net.run_until("node 1 to be back", |net| {
             net.record.member(id(1)).is_some()
-                && net.nodes[0].core.as_ref().unwrap().status(net.now).in_sync.contains(id(1))
+                && net.nodes[0]
+                    .core
+                    .as_ref()
+                    .unwrap()
+                    .status(net.now)
+                    .in_sync
+                    .contains(id(1))
         });
         net.kill(0);
         net.make_primary(1);
@@ -782,11 +786,12 @@ fn a_replica_that_restarts_between_two_fail_overs_executes_nothing_twice() {
 
 #[test]
 fn a_planned_move_costs_a_pause_and_no_error() {
-    for seed in 1..200 {
+    for seed in 1..100 {
         let mut rng = Rng::new(seed);
         let steps = rng.next() % 400;
         let mut net = Net::new(3, Some(rng));
         net.make_primary(0);
+        net.settle();
         for node in 0..3 {
             net.client(node, 5);
         }
@@ -804,12 +809,12 @@ fn a_planned_move_costs_a_pause_and_no_error() {
 
 #[test]
 fn a_primary_that_is_superseded_hands_its_own_clients_over() {
-    for seed in 1..200 {
+    for seed in 1..100 {
         let mut rng = Rng::new(seed);
         let steps = rng.next() % 400;
         let mut net = Net::new(3, Some(rng));
         net.make_primary(0);
-        net.all_in_sync();
+        net.settle();
         for node in 0..3 {
             net.client(node, 5);
         }
@@ -822,4 +827,124 @@ fn a_primary_that_is_superseded_hands_its_own_clients_over() {
         assert_eq!(net.errors, [], "seed {seed}");
         net.check();
     }
+}
+
+// ---- by themselves ----
+
+fn follow(session: u64, errors: bool) -> Event<Bytes> {
+    Event::Access(Access::Follow { session, errors })
+}
+
+/// Two nodes that follow; node 0 is primary.
+fn pair(errors: bool) -> Cluster {
+    let mut c = Cluster::new(2);
+    for node in 0..2 {
+        c.event(node, follow(64 << node, errors));
+    }
+    c.promote(0);
+    c
+}
+
+#[test]
+fn requests_end_with_errors_when_the_history_changes() {
+    let mut c = pair(false);
+    let before = c.write(1, 0, 1, 4096);
+    assert!(c.ok(before));
+    c.kill(0);
+    let waits = c.write(1, 0, 2, 4096);
+    c.run_ms(1000);
+    assert!(!c.replies.contains_key(&waits));
+    c.start(0);
+    c.event(0, follow(128, false));
+    let forced = c.command(0, Command::Force);
+    c.run_ms(1000);
+    assert_eq!(c.commands[&forced], Ok(()));
+    assert!(matches!(c.replies[&waits], Err(ClientError::Io)));
+    assert!(c.hung_up.contains(&1));
+    assert_eq!(c.byte(0, 0), 1);
+    // New connections find the new history.
+    let after = c.write(1, 0, 3, 4096);
+    c.run_ms(3000);
+    assert!(c.ok(after));
+}
+
+#[test]
+fn without_a_primary_requests_wait_or_fail_as_the_policy_says() {
+    for errors in [false, true] {
+        let mut c = pair(errors);
+        let demoted = c.command(0, Command::Demote);
+        c.run_ms(1000);
+        assert_eq!(c.commands[&demoted], Ok(()));
+        let w = c.write(1, 0, 1, 4096);
+        let limit = Settings::default().no_primary_ms;
+        c.run_ms(limit - 200);
+        assert!(!c.replies.contains_key(&w));
+        c.run_ms(60_000);
+        assert_eq!(c.replies.contains_key(&w), errors);
+        c.promote(1);
+        let w = c.write(0, 0, 2, 4096);
+        c.run_ms(1000);
+        assert!(c.ok(w));
+    }
+}
+
+#[test]
+fn a_long_discard_is_forwarded_in_pieces_and_answered_once() {
+    let mut c = pair(false);
+    c.write(1, 33 << 20, 6, 4096);
+    let range = ByteRange::new(1 << 20, 60 << 20).unwrap();
+    let (hole, fua) = (true, false);
+    let z = c.request(1, ClientRequest::Zero { range, hole, fua });
+    c.run_ms(100);
+    assert!(c.ok(z));
+    assert_eq!(c.byte(0, 33 << 20), 0);
+}
+
+#[test]
+fn a_client_beyond_the_end_gets_the_error_wherever_it_is() {
+    let mut c = pair(false);
+    for node in 0..2 {
+        let w = c.write(node, SIZE, 1, 4096);
+        c.run_ms(100);
+        assert!(matches!(c.replies[&w], Err(ClientError::OutOfRange)));
+    }
+}
+
+#[test]
+fn more_than_the_span_of_numbers_waits_its_turn() {
+    let mut c = pair(false);
+    c.kill(0);
+    let many = super::super::message::MAX_SPAN + 100;
+    let asked: Vec<u64> = (0..many)
+        .map(|i| c.write(1, (i % 64) * 4096, 1, 4096))
+        .collect();
+    c.promote(1);
+    c.run_ms(3000);
+    assert!(asked.iter().all(|id| c.ok(*id)));
+}
+
+#[test]
+fn with_exclusive_access_clients_connections_end_with_the_primary() {
+    let mut c = Cluster::new(2);
+    c.promote(0);
+    assert_eq!(c.hung_up, []);
+    c.command(0, Command::Demote);
+    c.run_ms(1000);
+    assert_eq!(c.hung_up, [0]);
+}
+
+#[cfg(feature = "mutations")]
+#[test]
+fn a_write_that_is_executed_twice_is_noticed() {
+    use super::super::mutation::{Mutation, activate};
+    activate(Some(Mutation::ResentExecutedTwice));
+    let noticed = (1..400).any(|seed| {
+        let mut rng = Rng::new(seed);
+        let steps = rng.next() % 500;
+        let mut net = fail_over_after(steps, Some(rng));
+        net.clients_are_done();
+        (0..BLOCKS).any(|block| !is_linearizable(&net.history(block)))
+    });
+    activate(None);
+    assert!(noticed);
 }

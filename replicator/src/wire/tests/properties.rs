@@ -4,8 +4,8 @@ use super::samples::node;
 use super::{CONTEXT, Data, Stream, decoder_for, frame, head, hello, payload, reseal, welcome};
 use crate::core::api::{BlockHash, ClientError, ClientRequest};
 use crate::core::message::{
-    ClientMark, MAX_NUMBERS, MAX_RANGES, MAX_SPAN, Message, NumberEntry, RangesOf, RefuseReason, Seq,
-    SessionId, VolumeRange, WriteKind,
+    ClientMark, MAX_NUMBERS, MAX_RANGES, MAX_SPAN, Message, NumberEntry, RangesOf, RefuseReason,
+    Seq, SessionId, VolumeRange, WriteKind,
 };
 use crate::wire::encode::kind_of;
 use crate::wire::header::{HEADER_BYTES, RawHeader};
@@ -278,15 +278,17 @@ fn from_primary() -> impl Strategy<Value = Message<Data>> {
         }),
         any::<u64>().prop_map(|token| Message::Ping { token }),
         Just(Message::Settled),
-        (any::<u64>(), vec((marks(), ranges(1 << 62), any::<bool>()), 0..20)).prop_map(
-            |(era, entries)| Message::Numbers {
+        (
+            any::<u64>(),
+            vec((marks(), ranges(1 << 62), any::<bool>()), 0..20)
+        )
+            .prop_map(|(era, entries)| Message::Numbers {
                 era: Epoch(era),
                 entries: entries
                     .into_iter()
                     .map(|(mark, at, torn)| NumberEntry { mark, at, torn })
                     .collect(),
-            }
-        ),
+            }),
     ]
 }
 

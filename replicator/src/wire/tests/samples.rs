@@ -3,7 +3,8 @@
 use super::Data;
 use crate::core::api::{BlockHash, ClientError, ClientRequest};
 use crate::core::message::{
-    ClientMark, Message, NumberEntry, RangesOf, RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
+    ClientMark, Message, NumberEntry, RangesOf, RefuseReason, Seq, SessionId, VolumeRange,
+    WriteKind,
 };
 use vocabulary::{
     ByteRange, DiskId, Epoch, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet, Record,

@@ -4,6 +4,7 @@
 
 mod create;
 mod roles;
+mod token;
 
 use crate::config::Config;
 use crate::events::Events;
@@ -12,7 +13,8 @@ use crate::plane::Plane;
 use crate::resources::Resources;
 use crate::size::show_size;
 use crate::view::{ClusterView, LocalView, merge};
-use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, NodeState, Resource};
+use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, Resource};
+use controller::pki::Issuer;
 use controller::runtime::{FailoverHandle, Forwarded, StoreHandle};
 use replicator::core::api::{Command, CommandError};
 use replicator::core::status::Role;
@@ -42,6 +44,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) config: Arc<Config>,
+    /// Where the key of the cluster's authority is.
+    pub(crate) issuer: Option<Arc<Issuer>>,
     pub(crate) store: StoreHandle,
     pub(crate) failover: FailoverHandle,
     pub(crate) plane: Arc<dyn Plane>,
@@ -124,7 +128,14 @@ impl Node {
                 self.create(&name, sizes, &replicas, min_redundancy, policy)
                     .await
             }
+            Operation::Token { valid_s } => self.token(valid_s, forwarded).await,
             Operation::DeleteResource { name } => self.delete(&name).await,
+            Operation::ReplaceDisk {
+                resource,
+                node,
+                paths,
+                metadata,
+            } => self.replace_disk(&resource, &node, &paths, metadata).await,
             Operation::ListResources => self.list(),
             Operation::Promote {
                 ref resource,
@@ -178,7 +189,7 @@ impl Node {
     }
 
     fn my_name(&self) -> &str {
-        self.config.this_node().name.as_str()
+        self.config.file.name.as_str()
     }
 
     fn document(&self, what: &str) -> Result<Arc<Document>, Failure> {
@@ -253,12 +264,11 @@ impl Node {
     /// What every node knows, without those that do not answer in time.
     async fn views(&self) -> BTreeMap<NodeId, LocalView> {
         let mut asked = JoinSet::new();
-        for &id in self
-            .config
-            .nodes
-            .keys()
-            .filter(|&&id| id != self.config.node)
-        {
+        let nodes = self.nodes();
+        for id in nodes.iter().map(|node| node.id) {
+            if id == self.config.node {
+                continue;
+            }
             let store = self.store.clone();
             asked.spawn(async move {
                 let body = serde_json::to_vec(&Operation::LocalView).ok()?;
@@ -292,19 +302,22 @@ impl Node {
                 "the configuration store has no leader within reach: what follows may be old, and no role can change".to_owned(),
             );
         }
-        let document = known.unwrap_or_else(|| Arc::new(self.configured()));
+        let document = known.unwrap_or_else(|| {
+            let mut document = Document::new(self.config.cluster);
+            document.nodes = self.nodes();
+            Arc::new(document)
+        });
         let mut view = merge(&document, self.store.leader(), &views);
         view.notes = notes;
         view
     }
 
-    /// A document with the nodes of the configuration file.
-    fn configured(&self) -> Document {
-        configured_nodes(&self.config)
-            .iter()
-            .fold(Document::new(self.config.cluster), |document, command| {
-                document.apply(command).unwrap_or(document)
-            })
+    /// The cluster's nodes, as far as they are known.
+    fn nodes(&self) -> Vec<NodeEntry> {
+        match self.store.document() {
+            Some(document) => document.nodes.clone(),
+            None => self.config.known_nodes.clone(),
+        }
     }
 
     fn list(&self) -> Result<Done, Failure> {
@@ -479,12 +492,15 @@ impl Node {
             Operation::Verify {
                 node, repair, stop, ..
             } => {
-                self.peers(&what, &subject, node.as_deref())?;
+                let named = self.peers(&what, &subject, node.as_deref())?;
                 if *stop {
                     self.command(&what, &subject, Command::VerifyStop).await?;
                     format!("verify of {resource} is stopped")
                 } else {
-                    let command = Command::Verify { repair: *repair };
+                    let command = Command::Verify {
+                        node: node.as_ref().and(named.first().copied()),
+                        repair: *repair,
+                    };
                     self.command(&what, &subject, command).await?;
                     format!(
                         "verify of {resource} is under way; `lockstep status` shows how far, `lockstep events` what differs"
@@ -684,19 +700,6 @@ enum AskError {
     NotReady(NodeId),
     #[error("its daemon is of another version: {0}")]
     Answer(#[from] serde_json::Error),
-}
-
-/// Commands that bring the document's nodes in line with the configuration file.
-pub(crate) fn configured_nodes(config: &Config) -> Vec<StoreCommand> {
-    let entries = config.nodes.iter().map(|(&id, node)| NodeEntry {
-        id,
-        name: node.name.clone(),
-        control: node.control.clone(),
-        replication: node.replication.clone(),
-        state: NodeState::Online,
-        fencing: None,
-    });
-    entries.map(|node| StoreCommand::SetNode { node }).collect()
 }
 
 fn node_id(what: &str, document: &Document, name: &str) -> Result<NodeId, Failure> {

@@ -20,8 +20,21 @@ pub(crate) enum Operation {
         #[serde(default)]
         policy: Policy,
     },
+    /// A token that lets one machine join.
+    Token {
+        /// Seconds until it expires.
+        valid_s: u64,
+    },
     /// A resource ceases to be; its data stay.
     DeleteResource { name: String },
+    /// Another, empty disk takes the place of a replica's.
+    ReplaceDisk {
+        resource: String,
+        node: String,
+        /// One path a volume; none: where the old ones were.
+        paths: Vec<String>,
+        metadata: MetadataSpec,
+    },
     /// Every resource with its replicas' places.
     ListResources,
     /// A node becomes primary.

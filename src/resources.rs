@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use vocabulary::{Generation, Refusal, ResourceId};
+use vocabulary::{DiskId, Generation, Refusal, ResourceId};
 
 /// A replica that can't be attached is tried again after this long, doubling.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -48,6 +48,8 @@ pub(crate) struct Resources {
 struct Replica {
     name: String,
     phase: Phase,
+    /// The disk that was replaced, as far as it was seen to.
+    replaced: Option<DiskId>,
     /// The newest record that was handed down.
     told: Generation,
     /// The policy that was.
@@ -129,6 +131,7 @@ impl Resources {
 
     /// Makes the data plane's replicas those of the document.
     fn follow(&self, document: &Document, done: &mpsc::UnboundedSender<Done>) {
+        self.plane.nodes(&document.nodes);
         let mut replicas = self.replicas();
         let gone: Vec<ResourceId> = replicas
             .keys()
@@ -152,6 +155,7 @@ impl Resources {
             };
             let replica = replicas.entry(resource.id).or_insert_with(|| Replica {
                 name: resource.name.to_string(),
+                replaced: placed.replaced,
                 phase: Phase::Failed {
                     problem: String::new(),
                     again: Instant::now(),
@@ -160,6 +164,10 @@ impl Resources {
                 told: Generation(0),
                 policy: None,
             });
+            if replica.replaced != placed.replaced && !matches!(replica.phase, Phase::Attaching) {
+                replica.replaced = placed.replaced;
+                self.give_up_disk(resource, replica);
+            }
             match &mut replica.phase {
                 Phase::Attaching => {}
                 Phase::Failed { again, wait, .. }
@@ -195,11 +203,32 @@ impl Resources {
         }
     }
 
+    /// The replica's disk was replaced: it is let go, and the next attach makes another one.
+    fn give_up_disk(&self, resource: &Resource, replica: &mut Replica) {
+        if let Phase::Attached { attached, .. } = &replica.phase {
+            if Some(attached.member.disk) != replica.replaced {
+                return;
+            }
+            // It closes in its own time; its stores stay locked until then.
+            drop(self.plane.detach(resource.id));
+        }
+        self.events.push(
+            Some(&replica.name),
+            "disk-replaced",
+            "the replica's disk was replaced; a new one is made".to_owned(),
+        );
+        replica.phase = Phase::Failed {
+            problem: String::new(),
+            again: Instant::now(),
+            wait: Duration::ZERO,
+        };
+    }
+
     fn attach(&self, resource: &Resource, wait: Duration, done: mpsc::UnboundedSender<Done>) {
         let Some(placed) = resource.replica(self.config.node) else {
             return;
         };
-        let directory = &self.config.data_directory;
+        let directory = &self.config.file.data_directory;
         let volumes = placed
             .backing
             .iter()
@@ -212,6 +241,7 @@ impl Resources {
             name: resource.name.to_string(),
             volumes,
             create: placed.report.is_none(),
+            replaced: placed.replaced,
         });
         tokio::spawn(async move {
             let result = match answer.await {

@@ -104,7 +104,7 @@ fn planned_moves_cost_clients_of_every_node_a_pause_and_no_error() {
 
 /// As [`load`] on node 2, with the writers' blocks behind those of other writers.
 fn load_behind(cluster: &Cluster) -> (Writers, FioLoop) {
-    let writers = Writers::start_at(cluster.port(2), "r0", 2, 250, 1000);
+    let writers = Writers::start_at(|| cluster.client(2), 2, 250, 1000);
     let fio = FioLoop::start(cluster.fio(2, SIZE / 2, SIZE / 2));
     wait_busy(&writers);
     (writers, fio)

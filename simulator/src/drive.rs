@@ -121,10 +121,16 @@ impl World {
                 }
                 self.submit(id, op, volume, OpKind::Meta(offset, data));
             }
+            Action::MoveMetadata { volume, .. } => {
+                let what =
+                    format!("node {id} moves the metadata of volume {volume}, which have a file");
+                self.broken(Rule::Intact, what);
+            }
             Action::Grow {
                 op,
                 volume,
                 size_bytes,
+                ..
             } => self.submit(id, op, volume, OpKind::Grow(size_bytes)),
             Action::Dial { peer } => {
                 let up = self.node(peer).is_on() && self.net.joined(id, peer);

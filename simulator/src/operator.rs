@@ -268,6 +268,7 @@ impl World {
         let command = match rng.below(10) {
             0 | 1 => Command::Demote,
             2 => Command::Verify {
+                node: None,
                 repair: rng.percent(50),
             },
             3 | 4 if peer != primary => {

@@ -2,19 +2,23 @@
 //! that only notes what it is asked.
 
 use super::*;
+use crate::config::NodeFile;
 use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
 use controller::core::failover;
 use controller::core::{Access, Policy};
+use controller::pki::{Authority, Identity};
 use controller::runtime::{Config as ControllerConfig, Controller, Engine};
 use controller::store::{Promise, PromiseStore};
 use replicator::core::status::{DiskState, ReplicationState, Role, Standing, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
-use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId};
+use vocabulary::{
+    Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId,
+};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -97,6 +101,7 @@ impl Plane for FakePlane {
     fn policy(&self, _: ResourceId, policy: Policy) {
         self.state().policy = Some(policy);
     }
+    fn nodes(&self, _: &[NodeEntry]) {}
 
     fn record(&self, record: Record) {
         self.tell(record.resource, Some(&record));
@@ -202,40 +207,59 @@ struct Running {
     _controller: Controller,
 }
 
+/// Nodes of one cluster, whose keys nobody has written down.
 fn configs(count: u8) -> Vec<Arc<Config>> {
-    let listeners: Vec<std::net::TcpListener> = (0..count)
+    let authority = Authority::create(ClusterId(7)).unwrap();
+    let listeners: Vec<std::net::TcpListener> = (0..2 * count)
         .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
         .collect();
-    let mut nodes = String::new();
-    for (id, listener) in listeners.iter().enumerate() {
-        let address = listener.local_addr().unwrap();
-        nodes.push_str(&format!(
-            "[[nodes]]\nid = {id}\nname = \"node{}\"\ncontrol = \"{address}\"\nreplication = \"{address}\"\n",
-            id + 1
-        ));
-    }
-    (1..=count)
-        .map(|number| {
+    let files: Vec<NodeFile> = listeners
+        .chunks(2)
+        .enumerate()
+        .map(|(id, pair)| {
+            let [control, replication] = [0, 1].map(|k: usize| pair[k].local_addr().unwrap());
             let text = format!(
-                "node = \"node{number}\"\n[cluster]\nname = \"t\"\nid = \"{:032x}\"\n{nodes}",
-                7
+                "node = \"node{}\"\ncontrol = \"{control}\"\nreplication = \"{replication}\"\n",
+                id + 1
             );
-            Arc::new(Config::parse(Path::new("/tmp/t.toml"), &text).unwrap())
+            NodeFile::parse(Path::new("/tmp/t.toml"), &text).unwrap()
+        })
+        .collect();
+    let ids = || (0..count).map(|id| NodeId::new(id).unwrap());
+    let known_nodes: Vec<NodeEntry> = ids()
+        .zip(&files)
+        .map(|(id, file)| crate::membership::entry(id, file))
+        .collect();
+    ids()
+        .zip(files)
+        .map(|(node, file)| {
+            let mut parts = Identity::first(&authority, node).unwrap();
+            parts.beacons = [7; 32];
+            Arc::new(Config {
+                file,
+                identity: Identity::new(parts).unwrap(),
+                node,
+                cluster: ClusterId(7),
+                known_nodes: known_nodes.clone(),
+            })
         })
         .collect()
 }
 
 fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
-    let me = config.this_node();
-    let voter = (config.node == config.founder()).then(|| {
+    let name = &config.file.name;
+    let voter = (config.node.get() == 0).then(|| {
         let me = Voter {
             node: config.node,
             id: VoterId(1),
         };
-        let document = configured_nodes(config)
+        let add = config
+            .known_nodes
             .iter()
-            .chain([&StoreCommand::AddVoter { voter: me }])
-            .fold(Document::new(config.cluster), |d, c| d.apply(c).unwrap());
+            .map(|node| StoreCommand::AddNode { node: node.clone() });
+        let document = add
+            .chain([StoreCommand::AddVoter { voter: me }])
+            .fold(Document::new(config.cluster), |d, c| d.apply(&c).unwrap());
         let promise = Promise::new(me.id, document);
         let store = PromiseStore::create(&dir.join("configuration"), &promise).unwrap();
         (store, promise)
@@ -251,15 +275,12 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         }),
     });
     let (controller, forwarded) = Controller::start(ControllerConfig {
-        cluster: config.cluster,
-        node: config.node,
-        name: me.name.clone(),
-        listen: me.control.clone(),
-        peers: config
-            .nodes
-            .iter()
-            .map(|(&id, n)| (id, vec![n.control.clone()]))
-            .collect(),
+        identity: config.identity.clone(),
+        issuer: None,
+        name: name.clone(),
+        listen: config.file.control.listen.clone(),
+        nodes: config.known_nodes.clone(),
+        reach: BTreeMap::new(),
         voter,
         consensus: consensus::Settings::default(),
         failover: failover::Settings::default(),
@@ -268,7 +289,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     })
     .unwrap();
     plane.tell.begin(controller.failover());
-    let events = Arc::new(Events::new(me.name.to_string()));
+    let events = Arc::new(Events::new(name.to_string()));
     let resources = Arc::new(Resources::new(
         Arc::clone(config),
         controller.handle(),
@@ -279,6 +300,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     tokio::spawn(Arc::clone(&resources).run(from_plane));
     let node = Arc::new(Node {
         config: Arc::clone(config),
+        issuer: None,
         store: controller.handle(),
         failover: controller.failover(),
         plane: Arc::<FakePlane>::clone(&plane),

@@ -81,13 +81,18 @@ pub(crate) struct Writers {
 impl Writers {
     /// Starts `count` writers on an export, each on `blocks_each` blocks.
     pub(crate) fn start(port: u16, export: &str, count: u64, blocks_each: u64) -> Self {
-        Self::start_at(port, export, count, blocks_each, 0)
+        let open = || Client::connect(port, export).expect("the export can be opened");
+        Self::start_on(open, count, blocks_each)
+    }
+
+    /// The same on connections that are opened so.
+    pub(crate) fn start_on(open: impl Fn() -> Client, count: u64, blocks_each: u64) -> Self {
+        Self::start_at(open, count, blocks_each, 0)
     }
 
     /// The same, on blocks from this one on.
     pub(crate) fn start_at(
-        port: u16,
-        export: &str,
+        open: impl Fn() -> Client,
         count: u64,
         blocks_each: u64,
         first_block: u64,
@@ -96,7 +101,7 @@ impl Writers {
         let acknowledged = Arc::new(AtomicU64::new(0));
         let threads = (0..count)
             .map(|writer| {
-                let client = Client::connect(port, export).expect("the export can be opened");
+                let client = open();
                 let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
                 std::thread::spawn(move || {
                     write(

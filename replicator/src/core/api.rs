@@ -4,6 +4,7 @@
 //! promises something only after the [`Event::MetaDone`] of the write that makes it durable.
 
 use super::message::Message;
+use crate::store::Layout;
 use vocabulary::{
     ByteRange, ClusterId, DiskId, Epoch, Generation, Incarnation, NodeId, NodeSet, Record, Refusal,
     ResourceId, Time, VolumeId,
@@ -126,8 +127,10 @@ pub enum Command {
     Force,
     /// Drain, flush and stop being primary.
     Demote,
-    /// Compare every block with every connected replica (on the primary).
+    /// Compare every block with every connected replica that is in sync (on the primary).
     Verify {
+        /// Only with this one.
+        node: Option<NodeId>,
         /// Write the primary's bytes where a replica differs.
         repair: bool,
     },
@@ -247,6 +250,14 @@ pub enum Event<P> {
         op: OpId,
         /// How it went.
         result: Result<(), DiskError>,
+    },
+    /// The metadata of a volume were copied to a new place (see [`Action::MoveMetadata`]): at the end of
+    /// a device of this many bytes.
+    MetadataMoved {
+        /// The request.
+        op: OpId,
+        /// How it went.
+        result: Result<u64, DiskError>,
     },
     /// The store of a volume now has the size asked for (see [`Action::Grow`]).
     GrowDone {
@@ -390,8 +401,21 @@ pub enum Action<P> {
         /// The blocks.
         data: Vec<u8>,
     },
-    /// Make the volume's store able to hold this many bytes, zeroed beyond the old size, metadata
-    /// placed; answer with [`Event::GrowDone`].
+    /// Internal metadata are in the way of a volume of this many bytes: copy all of them but the
+    /// superblock to the store's new end, durably (`store::relocation`); answer with
+    /// [`Event::MetadataMoved`]. Until then nothing is written to them.
+    MoveMetadata {
+        /// Its name.
+        op: OpId,
+        /// The volume.
+        volume: VolumeId,
+        /// Where they are.
+        from: Layout,
+        /// The size in bytes that the volume shall have.
+        size_bytes: u64,
+    },
+    /// Make the volume's store able to hold this many bytes, zeroed beyond the old size; answer with
+    /// [`Event::GrowDone`].
     Grow {
         /// Its name.
         op: OpId,
@@ -399,6 +423,8 @@ pub enum Action<P> {
         volume: VolumeId,
         /// The new size in bytes.
         size_bytes: u64,
+        /// Where its metadata are: no other place counts any more.
+        layout: Layout,
     },
     /// Connect to the peer; answer with [`Event::Dialed`] or [`Event::DialFailed`].
     Dial {

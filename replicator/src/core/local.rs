@@ -17,7 +17,7 @@ use super::sessions::Sessions;
 use super::window::{Entry, Window};
 use super::{Step, Tag};
 use crate::store::{ActivityLog, Bitmap, Layout, Pin, Superblock};
-use metadata::{LogStep, Saves, SuperblockStep};
+use metadata::{LogStep, Moving, Saves, SuperblockStep};
 use slab::Slab;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use vocabulary::{EXTENT_BYTES, Epoch, HistoryId, NodeSet, Time, VolumeId};
@@ -91,6 +91,9 @@ enum Pending {
         volume: usize,
         size_bytes: u64,
     },
+    MoveMetadata {
+        volume: usize,
+    },
 }
 
 /// Several requests that end as one.
@@ -111,6 +114,7 @@ struct Volume<P> {
     log_step: LogStep,
     superblock_step: SuperblockStep,
     saves: Saves,
+    moving: Option<Moving>,
     /// Extents to activate, in the order of need.
     wanted: BTreeSet<u32>,
     /// Pins of extents that are not hot yet.
@@ -187,6 +191,7 @@ impl<P: Payload> Local<P> {
                 log_step: LogStep::Idle,
                 superblock_step: SuperblockStep::default(),
                 saves: Saves::default(),
+                moving: None,
                 wanted: BTreeSet::new(),
                 cold_pins: BTreeMap::new(),
                 old_pins,
@@ -628,6 +633,7 @@ impl<P: Payload> Local<P> {
         }
     }
 
+    /// Makes room for a larger volume; first moves internal metadata that are in the way.
     pub(crate) fn grow(
         &mut self,
         step: &mut Step<'_, P>,
@@ -639,18 +645,29 @@ impl<P: Payload> Local<P> {
             self.done.push_back((tag, None, Done::Ok));
             return;
         }
+        let index = volume.index();
+        if size_bytes > self.volumes[index].layout.usable_data_bytes() {
+            self.move_metadata(step, tag, index, size_bytes);
+        } else {
+            self.grow_store(step, tag, index, size_bytes);
+        }
+    }
+
+    fn grow_store(&mut self, step: &mut Step<'_, P>, tag: Tag, index: usize, size_bytes: u64) {
+        let layout = self.volumes[index].layout;
         let op = self.op(
             step,
             Pending::Grow {
                 tag,
-                volume: volume.index(),
+                volume: index,
                 size_bytes,
             },
         );
         step.emit(Action::Grow {
             op,
-            volume,
+            volume: VolumeId(u16::try_from(index).unwrap_or(u16::MAX)),
             size_bytes,
+            layout,
         });
     }
 
@@ -667,10 +684,9 @@ impl<P: Payload> Local<P> {
 
     /// Since when the oldest request that a device should answer soon is under way. Looks at all.
     pub(crate) fn oldest_request(&self) -> Option<Time> {
-        let soon = self
-            .pending
-            .iter()
-            .filter(|(_, (_, pending))| !matches!(pending, Pending::Grow { .. }));
+        let soon = self.pending.iter().filter(|(_, (_, pending))| {
+            !matches!(pending, Pending::Grow { .. } | Pending::MoveMetadata { .. })
+        });
         soon.map(|(_, (since, _))| *since).min()
     }
 
@@ -683,7 +699,9 @@ impl<P: Payload> Local<P> {
         let error = done.error();
         let is_write = !matches!(
             pending,
-            Pending::Data { write: false, .. } | Pending::Grow { .. }
+            Pending::Data { write: false, .. }
+                | Pending::Grow { .. }
+                | Pending::MoveMetadata { .. }
         );
         if let (Some(error), true) = (error, is_write) {
             let retried =
@@ -730,6 +748,20 @@ impl<P: Payload> Local<P> {
                 Some(error) => self.done.push_back((tag, None, Done::Failed(error))),
                 None => self.grown(step, tag, volume, size_bytes),
             },
+            Pending::MoveMetadata { .. } => debug_assert!(false, "answered by another event"),
+        }
+    }
+
+    /// A copy of metadata is done.
+    pub(crate) fn metadata_moved(
+        &mut self,
+        step: &mut Step<'_, P>,
+        op: OpId,
+        result: Result<u64, DiskError>,
+    ) {
+        match self.take(op) {
+            Some(Pending::MoveMetadata { volume }) => self.moved(step, volume, result),
+            other => debug_assert!(false, "a completion of {other:?}: {op:?}"),
         }
     }
 
@@ -760,7 +792,10 @@ impl<P: Payload> Local<P> {
             Pending::Log { volume }
             | Pending::Page { volume, .. }
             | Pending::Superblock { volume }
-            | Pending::Grow { volume, .. } => VolumeId(u16::try_from(*volume).unwrap_or(u16::MAX)),
+            | Pending::Grow { volume, .. }
+            | Pending::MoveMetadata { volume } => {
+                VolumeId(u16::try_from(*volume).unwrap_or(u16::MAX))
+            }
         };
         step.notice(Notice::DiskFailed { volume, error });
         // A restart must not take this disk for what it was: its caches may have lost writes. If this

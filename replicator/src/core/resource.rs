@@ -207,6 +207,9 @@ impl<P: Payload> Resource<P> {
         let mut step = Step { now, out };
         let step = &mut step;
         match event {
+            Event::MetadataMoved { op, result } => {
+                self.local.metadata_moved(step, op, result);
+            }
             Event::DiskDone { op, result }
             | Event::MetaDone { op, result }
             | Event::GrowDone { op, result } => {

@@ -306,6 +306,7 @@ impl Cluster {
                 n.meta.write(offset, &data);
                 work.push_back((node, Event::MetaDone { op, result: Ok(()) }));
             }
+            Action::MoveMetadata { .. } => panic!("these have a metadata file"),
             Action::Grow { op, .. } => {
                 work.push_back((node, Event::GrowDone { op, result: Ok(()) }))
             }
@@ -694,7 +695,13 @@ fn verify_finds_exactly_the_planted_difference_and_repairs_it() {
     c.promote(0);
     c.write(0, 0, 6, 4096);
     c.nodes[1].data.write(20 << 20, &[1; 100]);
-    let v = c.command(0, Command::Verify { repair: false });
+    let v = c.command(
+        0,
+        Command::Verify {
+            node: None,
+            repair: false,
+        },
+    );
     c.run_ms(5000);
     assert_eq!(c.commands[&v], Ok(()));
     let found = |c: &Cluster| {
@@ -704,7 +711,13 @@ fn verify_finds_exactly_the_planted_difference_and_repairs_it() {
             .count()
     };
     assert_eq!(found(&c), 1);
-    let v = c.command(0, Command::Verify { repair: true });
+    let v = c.command(
+        0,
+        Command::Verify {
+            node: None,
+            repair: true,
+        },
+    );
     c.run_ms(5000);
     assert_eq!(c.commands[&v], Ok(()));
     assert_eq!(found(&c), 2);

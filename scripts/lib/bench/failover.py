@@ -41,9 +41,9 @@ class Writer(threading.Thread):
     """Writes stamped blocks one after the other and reads one back now and then. Opens the export
     anew where the server closes it; whatever was not answered then may or may not have happened."""
 
-    def __init__(self, socket_of):
+    def __init__(self, sockets):
         super().__init__(daemon=True)
-        self.socket_of = socket_of  # the export to use now
+        self.sockets = sockets  # exports to use now, the first that opens
         self.sent = [0] * BLOCKS
         self.acknowledged = [0] * BLOCKS
         self.seen = [0] * BLOCKS
@@ -56,9 +56,8 @@ class Writer(threading.Thread):
     def run(self) -> None:
         step = 0
         while not self.stopping.is_set() and self.fault is None:
-            try:
-                client = Client(self.socket_of(), "r0")
-            except (OSError, NbdError):
+            client = self._open()
+            if client is None:
                 time.sleep(0.005)
                 continue
             try:
@@ -71,6 +70,12 @@ class Writer(threading.Thread):
                 self.errors += 1
             finally:
                 client.close()
+
+    def _open(self) -> Client | None:
+        for path in self.sockets():
+            with contextlib.suppress(OSError, NbdError):
+                return Client(path, "r0")
+        return None
 
     def _write(self, client: Client, block: int) -> None:
         self.sent[block] += 1
@@ -120,7 +125,13 @@ def run(options) -> int:
         primary = 1
         # The export of a node that is not the primary, as a client on another machine would.
         follower = {"node": 2}
-        writer = Writer(lambda: demo / f"node{follower['node']}" / "nbd.sock")
+
+        def sockets() -> list[Path]:
+            """The follower's first; with exclusive access only the primary's opens."""
+            nodes = sorted(running, key=lambda node: node != follower["node"])
+            return [demo / f"node{node}" / "nbd.sock" for node in nodes]
+
+        writer = Writer(sockets)
         writer.start()
         stack.callback(writer.stopping.set)
 
@@ -158,7 +169,7 @@ def run(options) -> int:
         wait_for("all replicas to be in sync", settled, SETTLE_S)
         writer.stopping.set()
         writer.join(60)
-        client = Client(demo / f"node{follower['node']}" / "nbd.sock", "r0")
+        client = wait_for("the export to open", writer._open, SETTLE_S)
         for block in range(BLOCKS):
             writer.check(block, client.read(block * BLOCK, BLOCK))
         client.close()

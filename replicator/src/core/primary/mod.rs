@@ -813,7 +813,7 @@ impl<P: Payload> Primary<P> {
     pub(crate) fn command(&mut self, cx: &mut Cx<'_, '_, P>, id: CommandId, command: Command) {
         let result = match command {
             Command::Demote => self.start_demote(cx, id),
-            Command::Verify { repair } => self.start_verify(cx, id, repair),
+            Command::Verify { node, repair } => self.start_verify(cx, id, node, repair),
             Command::VerifyStop => {
                 self.stop_verify(cx);
                 Some(Ok(()))

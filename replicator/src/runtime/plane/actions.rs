@@ -81,10 +81,33 @@ impl Plane {
                 self.worker
                     .push(WorkKey { place, op }, Work::Hash { disk, range });
             }
+            Action::MoveMetadata {
+                op,
+                volume,
+                from,
+                size_bytes,
+            } => {
+                let slot = &mut self.resources[place.index];
+                let Some(disk) = slot.disks.get(volume.index()) else {
+                    let result = Err(DiskError::Io(libc::ENXIO));
+                    self.events
+                        .push_back((place, Event::MetadataMoved { op, result }));
+                    return;
+                };
+                let disk = disk.clone();
+                slot.pending += 1;
+                let work = Work::MoveMetadata {
+                    disk,
+                    from,
+                    size_bytes,
+                };
+                self.worker.push(WorkKey { place, op }, work);
+            }
             Action::Grow {
                 op,
                 volume,
                 size_bytes,
+                layout,
             } => {
                 let slot = &mut self.resources[place.index];
                 let Some(disk) = slot.disks.get(volume.index()) else {
@@ -100,6 +123,7 @@ impl Plane {
                     disk,
                     volume_bytes: size_bytes,
                     meta_bytes,
+                    layout,
                 };
                 self.worker.push(WorkKey { place, op }, work);
             }

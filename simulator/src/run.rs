@@ -46,6 +46,7 @@ pub fn fast_settings(rng: &mut Rng) -> Settings {
         chunk_bytes: [16 << 10, 64 << 10, 256 << 10][rng.index(3)],
         max_chunks: rng.index(4) + 1,
         admit_below_bytes: [4 << 10, 64 << 10, 1 << 20][rng.index(3)],
+        no_primary_ms: Settings::default().no_primary_ms,
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) const fn node_bits(id: u64) -> u64 {
 /// The id of a node's session, made from a random number.
 pub(crate) fn session_id(random: u64, node: vocabulary::NodeId) -> u64 {
     // Zero stands for no session.
-    (random | NODE_BITS + 1) & !NODE_BITS | u64::from(node.get())
+    ((random | (NODE_BITS + 1)) & !NODE_BITS) | u64::from(node.get())
 }
 
 /// What a disk has of a write.

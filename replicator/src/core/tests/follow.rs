@@ -272,6 +272,7 @@ impl Net {
                 let done = Event::MetaDone { op, result: Ok(()) };
                 self.push(Channel::Disk(node, op), node, Thing::Event(done));
             }
+            Action::MoveMetadata { .. } => unreachable!("metadata lie in files of their own"),
             Action::Grow { op, .. } => {
                 let done = Event::GrowDone { op, result: Ok(()) };
                 self.push(driver, node, Thing::Event(done));

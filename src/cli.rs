@@ -2,7 +2,7 @@
 
 use crate::operation::MetadataSpec;
 use crate::size::{parse_duration, parse_size};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// A replicated block device in userspace: disks that are mirrored synchronously over the network and used over NBD.
@@ -170,6 +170,32 @@ pub(crate) struct CreateArgs {
     /// Writes wait rather than go on with fewer in-sync replicas than this
     #[arg(long, default_value_t = 1)]
     pub(crate) min_redundancy: u8,
+    /// Which nodes export it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) access: AccessMode,
+    /// What clients see while no primary may answer
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) on_no_quorum: NoQuorum,
+}
+
+/// Which nodes export a resource.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum AccessMode {
+    /// The primary's node
+    #[default]
+    Exclusive,
+    /// Every node with a replica; the others forward to the primary
+    Follow,
+}
+
+/// What clients see while no primary may answer.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum NoQuorum {
+    /// Their requests wait
+    #[default]
+    Suspend,
+    /// They get errors
+    Error,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,9 +8,9 @@ use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
-use controller::core::Node;
+use controller::core::{Node, OnNoQuorum, Policy};
 use replicator::core::Resource;
-use replicator::core::api::{Action, Command, CommandError, Event, Settings};
+use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
 use replicator::runtime::disk::places::Places;
@@ -123,8 +123,8 @@ impl Machine for Driven {
         self.0.record()
     }
 
-    fn serves(&self) -> bool {
-        self.0.serves()
+    fn takes_clients(&self) -> bool {
+        self.0.takes_clients()
     }
 
     fn standing(&self) -> Standing {
@@ -165,12 +165,12 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
                 change,
             },
             Report::State {
-                serves,
+                takes_clients,
                 record,
                 standing,
             } => {
                 told.standing(resource, standing);
-                return table.update(resource, serves, record.as_ref());
+                return table.update(resource, takes_clients, record.as_ref());
             }
         };
         // Nobody listens any more: the node stops.
@@ -304,6 +304,17 @@ impl Plane for DataPlane {
             let _ = answer.send(());
         });
         receiver
+    }
+
+    fn policy(&self, resource: ResourceId, policy: Policy) {
+        let access = match policy.access {
+            controller::core::Access::Exclusive => Access::Exclusive,
+            controller::core::Access::Follow => Access::Follow {
+                session: rand::random(),
+                errors: policy.on_no_quorum == OnNoQuorum::Error,
+            },
+        };
+        self.handle.access(resource, access);
     }
 
     fn nodes(&self, nodes: &[Node]) {

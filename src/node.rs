@@ -123,7 +123,11 @@ impl Node {
                 sizes,
                 replicas,
                 min_redundancy,
-            } => self.create(&name, sizes, &replicas, min_redundancy).await,
+                policy,
+            } => {
+                self.create(&name, sizes, &replicas, min_redundancy, policy)
+                    .await
+            }
             Operation::Token { valid_s } => self.token(valid_s, forwarded).await,
             Operation::DeleteResource { name } => self.delete(&name).await,
             Operation::ReplaceDisk {

@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::events::{Events, describe};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::view::{LocalResource, LocalView, reason};
-use controller::core::{Backing, Command, Document, MetadataKind, Refused, Report, Resource};
+use controller::core::{
+    Backing, Command, Document, MetadataKind, Policy, Refused, Report, Resource,
+};
 use controller::runtime::{CommandError, FailoverHandle, StoreHandle};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
@@ -50,6 +52,8 @@ struct Replica {
     replaced: Option<DiskId>,
     /// The newest record that was handed down.
     told: Generation,
+    /// The policy that was.
+    policy: Option<Policy>,
 }
 
 #[derive(Debug)]
@@ -158,6 +162,7 @@ impl Resources {
                     wait: Duration::ZERO,
                 },
                 told: Generation(0),
+                policy: None,
             });
             if replica.replaced != placed.replaced && !matches!(replica.phase, Phase::Attaching) {
                 replica.replaced = placed.replaced;
@@ -182,6 +187,10 @@ impl Resources {
                     {
                         *declaring = true;
                         self.declare(resource.id, *attached, done.clone());
+                    }
+                    if replica.policy != Some(resource.policy) {
+                        replica.policy = Some(resource.policy);
+                        self.plane.policy(resource.id, resource.policy);
                     }
                     if let Some(record) = &resource.record
                         && record.generation > replica.told
@@ -284,6 +293,7 @@ impl Resources {
                         );
                         self.events.push(Some(&replica.name), "attached", text);
                         replica.told = Generation(0);
+                        replica.policy = None;
                         Phase::Attached {
                             attached,
                             declaring: false,

@@ -484,7 +484,7 @@ impl World {
         self.at(at, Occurrence::Word(process, Box::new(word)));
     }
 
-    fn to_engine(&mut self, id: NodeId, lane: Lane, event: api::Event<crate::payload::Stamps>) {
+    fn tell_engine(&mut self, id: NodeId, lane: Lane, event: api::Event<crate::payload::Stamps>) {
         if !self.node(id).witness {
             self.pass(id, lane, Word::Engine(Box::new(event)));
         }
@@ -653,7 +653,7 @@ impl World {
         );
         let record = content.resources.first().and_then(|r| r.record.clone());
         if let Some(record) = record {
-            self.to_engine(id, Lane::VoterToEngine, api::Event::Record(record));
+            self.tell_engine(id, Lane::VoterToEngine, api::Event::Record(record));
         }
     }
 
@@ -801,7 +801,7 @@ impl World {
             Decision::Refused(refused) => {
                 if let (Origin::Engine(based_on), Some(refusal)) = (&origin, refusal_of(refused)) {
                     let based_on = *based_on;
-                    self.to_engine(
+                    self.tell_engine(
                         id,
                         Lane::VoterToEngine,
                         api::Event::Refused { based_on, refusal },
@@ -843,11 +843,11 @@ impl World {
                     node, epoch, sent, ..
                 } => {
                     let event = api::Event::Granted { node, epoch, sent };
-                    self.to_engine(id, Lane::BeaconsToEngine, event);
+                    self.tell_engine(id, Lane::BeaconsToEngine, event);
                 }
                 failover::Action::Serve { epoch, .. } => {
                     self.say(|| format!("{id:?} may serve in {epoch:?}"));
-                    self.to_engine(id, Lane::BeaconsToEngine, api::Event::Serve { epoch });
+                    self.tell_engine(id, Lane::BeaconsToEngine, api::Event::Serve { epoch });
                 }
                 failover::Action::Promote { drop, over, .. } => {
                     self.say(|| format!("{id:?} stands in without {drop:?} over {over:?}"));
@@ -873,7 +873,7 @@ impl World {
             id: number,
             command,
         };
-        self.to_engine(id, Lane::BeaconsToEngine, event);
+        self.tell_engine(id, Lane::BeaconsToEngine, event);
     }
 
     /// The engine has answered a command of fail-over's.

@@ -190,6 +190,8 @@ impl World {
                 id: command,
                 result,
             } => self.command_done(id, command, result),
+            // Its clients hold no connections.
+            Action::HangUp => {}
             Action::Notice(notice) => self.notice(id, notice),
         }
     }

@@ -21,6 +21,7 @@ impl Node {
         sizes: Vec<u64>,
         replicas: &[ReplicaSpec],
         min_redundancy: u8,
+        policy: Policy,
     ) -> Result<Done, Failure> {
         let what = format!("can't create {name}");
         let document = self.document(&what)?;
@@ -42,7 +43,7 @@ impl Node {
             sizes,
             replicas,
             min_redundancy,
-            policy: Policy::default(),
+            policy,
         };
         self.store.command(command).await.map_err(|error| {
             let remedy = match error {

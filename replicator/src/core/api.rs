@@ -37,7 +37,8 @@ pub struct RequestId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommandId(pub u64);
 
-/// A connection to a peer, named by the driver, never used again for another.
+/// A connection to a peer, named by the driver, never used again for another; of two accepted ones
+/// the later has the greater name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 
@@ -93,6 +94,22 @@ pub enum ClientError {
     NoSpace,
     /// This node stops serving (ESHUTDOWN).
     Shutdown,
+}
+
+/// Which nodes take clients' requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Access {
+    /// The primary alone.
+    #[default]
+    Exclusive,
+    /// Every node; those that are not primary forward to it (RULES 12).
+    Follow {
+        /// A random number: the session of this run of the daemon. That of the first event counts.
+        session: u64,
+        /// Requests that find no primary within [`Settings::no_primary_ms`] are answered with an
+        /// error; otherwise they wait.
+        errors: bool,
+    },
 }
 
 /// What an operator asks of a resource on this node.
@@ -284,6 +301,8 @@ pub enum Event<P> {
         /// The connection.
         conn: ConnId,
     },
+    /// Which nodes take clients' requests, from now on.
+    Access(Access),
     /// A record is known to be committed.
     Record(Record),
     /// The store refused a proposal for good.
@@ -432,6 +451,9 @@ pub enum Action<P> {
         /// `Some` for a read.
         result: Result<Option<P>, ClientError>,
     },
+    /// Close all connections of the resource's clients once they are answered: what they have not
+    /// sent yet must not be taken for a continuation.
+    HangUp,
     /// Propose a change to the configuration store. Repeated until it is decided: the compare-and-set
     /// makes that harmless.
     Propose {
@@ -635,6 +657,8 @@ pub struct Settings {
     pub max_chunks: usize,
     /// The primary starts to require a resync target when no more than this is left, in bytes.
     pub admit_below_bytes: u64,
+    /// Forwarded requests that are to fail without a primary do so after this long, in ms.
+    pub no_primary_ms: u64,
 }
 
 impl Default for Settings {
@@ -657,6 +681,8 @@ impl Default for Settings {
             chunk_bytes: 256 << 10,
             max_chunks: 16,
             admit_below_bytes: 1 << 20,
+            // Longer than a fail-over takes at default settings.
+            no_primary_ms: 5_000,
         }
     }
 }

@@ -11,8 +11,9 @@ mod metadata;
 use super::api::{Action, BlockHash, DiskError, Identity, Notice, OpId, Payload, Settings};
 use super::attach::AttachedVolume;
 use super::block_set::BlockSet;
-use super::message::{Seq, VolumeRange, WriteKind};
+use super::message::{ClientMark, Seq, VolumeRange, WriteKind};
 use super::mutation::{Mutation, mutated};
+use super::sessions::Sessions;
 use super::window::{Entry, Window};
 use super::{Step, Tag};
 use crate::store::{ActivityLog, Bitmap, Layout, Pin, Superblock};
@@ -59,6 +60,7 @@ struct Waiting<P> {
     tag: Tag,
     at: VolumeRange,
     body: Body<P>,
+    mark: ClientMark,
 }
 
 /// What a request to the driver was for.
@@ -68,6 +70,7 @@ enum Pending {
         tag: Tag,
         at: VolumeRange,
         write: bool,
+        mark: ClientMark,
     },
     Flush {
         join: u64,
@@ -138,6 +141,8 @@ pub(crate) struct Local<P> {
     busy: usize,
     failed: bool,
     closing: Closing,
+    /// RULES 12.
+    pub(crate) sessions: Sessions,
 }
 
 /// How far a clean close is.
@@ -204,6 +209,7 @@ impl<P: Payload> Local<P> {
             busy: 0,
             failed: false,
             closing: Closing::No,
+            sessions: Sessions::default(),
         }
     }
 
@@ -367,6 +373,7 @@ impl<P: Payload> Local<P> {
                     tag: Tag::Nobody,
                     at: *at,
                     body,
+                    mark: ClientMark::default(),
                 },
             );
         }
@@ -469,6 +476,7 @@ impl<P: Payload> Local<P> {
         at: VolumeRange,
         data: P,
         durable: bool,
+        mark: ClientMark,
     ) {
         self.submit(
             step,
@@ -476,6 +484,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 body: Body::Write { data, durable },
+                mark,
             },
         );
     }
@@ -487,6 +496,7 @@ impl<P: Payload> Local<P> {
         at: VolumeRange,
         hole: bool,
         durable: bool,
+        mark: ClientMark,
     ) {
         self.submit(
             step,
@@ -494,6 +504,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 body: Body::Zero { hole, durable },
+                mark,
             },
         );
     }
@@ -524,7 +535,12 @@ impl<P: Payload> Local<P> {
 
     /// The extents are hot: to the disk.
     fn start(&mut self, step: &mut Step<'_, P>, job: Waiting<P>) {
-        let Waiting { tag, at, body } = job;
+        let Waiting {
+            tag,
+            at,
+            body,
+            mark,
+        } = job;
         let volume = at.volume;
         let op = match body {
             Body::Touch(join) => {
@@ -537,6 +553,7 @@ impl<P: Payload> Local<P> {
                     tag,
                     at,
                     write: true,
+                    mark,
                 },
             ),
         };
@@ -567,6 +584,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 write: false,
+                mark: ClientMark::default(),
             },
         );
         step.emit(Action::Read {
@@ -584,6 +602,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 write: false,
+                mark: ClientMark::default(),
             },
         );
         step.emit(Action::Hash {
@@ -700,8 +719,16 @@ impl<P: Payload> Local<P> {
             self.fail(step, &pending, error);
         }
         match pending {
-            Pending::Data { tag, at, .. } => {
+            Pending::Data {
+                tag,
+                at,
+                write,
+                mark,
+            } => {
                 self.busy -= 1;
+                if write && error.is_none() {
+                    self.sessions.wrote(mark, at);
+                }
                 self.done.push_back((tag, Some(at), done));
             }
             Pending::Flush { join } => {

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::io;
 use vocabulary::*;
 
+mod follow;
+
 const SIZE: u64 = 64 << 20;
 
 #[derive(Clone, Debug)]
@@ -97,6 +99,7 @@ struct Cluster {
     order: Vec<u64>,
     commands: BTreeMap<u64, Result<(), CommandError>>,
     notices: Vec<(usize, Notice)>,
+    hung_up: Vec<usize>,
     /// Beacons go out this often; nodes in `mute` answer none.
     beacons: bool,
     mute: Vec<usize>,
@@ -166,6 +169,7 @@ impl Cluster {
             order: Vec::new(),
             commands: BTreeMap::new(),
             notices: Vec::new(),
+            hung_up: Vec::new(),
             beacons: true,
             mute: Vec::new(),
             word: true,
@@ -371,6 +375,7 @@ impl Cluster {
                     "a command done twice"
                 );
             }
+            Action::HangUp => self.hung_up.push(node),
             Action::Notice(notice) => self.notices.push((node, notice)),
         }
     }

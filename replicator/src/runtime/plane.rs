@@ -565,6 +565,11 @@ impl Plane {
                 Some(place) => self.remove(place, reply),
                 None => reply(Err(PlaneError::Unknown(resource))),
             },
+            Control::Access(resource, access) => {
+                if let Some(place) = self.place_of(resource) {
+                    self.feed(place, Event::Access(access));
+                }
+            }
             Control::Peers(addresses) => self.addresses = addresses,
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {

@@ -138,6 +138,8 @@ impl Pair {
                 let mut nothing = SendBatch::default();
                 let wire = &mut self.wires[1 - end];
                 self.ends[end].seal(&mut nothing, 1, wire)?;
+            }
+            for end in [0, 1] {
                 let count = piece.min(self.wires[end].len());
                 there[end].extend(self.wires[end].drain(..count));
                 moved |= count > 0;

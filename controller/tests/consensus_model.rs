@@ -624,7 +624,7 @@ fn check(bounds: Bounds) {
     let checker = bounds
         .checker()
         .threads(1)
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_secs(300))
         .spawn_bfs()
         .join();
     println!(
@@ -676,17 +676,31 @@ const PLAIN: Bounds = Bounds {
 };
 
 #[test]
-fn three_voters() {
-    let v: Vec<u64> = std::env::var("MODEL")
-        .unwrap()
-        .split(',')
-        .map(|x| x.parse().unwrap())
-        .collect();
+fn one_term_with_late_writes_and_a_restart() {
     check(Bounds {
-        terms: v[0],
-        restarts: v[1] as u8,
-        commands: v[2] as usize,
-        late: v[3] as u8,
+        name: "one term",
+        terms: 1,
+        ..PLAIN
+    });
+}
+
+#[test]
+fn two_terms_with_a_command() {
+    check(Bounds {
+        name: "two terms, a command",
+        restarts: 0,
+        late: 0,
+        ..PLAIN
+    });
+}
+
+#[test]
+fn two_terms_with_a_restart() {
+    check(Bounds {
+        name: "two terms, a restart",
+        late: 0,
+        commands: 0,
+        menu: &[],
         ..PLAIN
     });
 }

@@ -234,6 +234,7 @@ tuning! {
     chunk_bytes: 4096, 1 << 20;
     max_chunks: 1, 256;
     admit_below_bytes: 4096, 1 << 30;
+    no_primary_ms: 100, 600_000;
 }
 
 struct Checker<'a> {

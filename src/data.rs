@@ -8,11 +8,12 @@ use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
-use controller::core::Node;
+use controller::core::{Node, OnNoQuorum, Policy};
 use replicator::core::Resource;
-use replicator::core::api::{Action, Command, CommandError, Event, Settings};
+use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
+use replicator::runtime::disk::places::Places;
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
 use replicator::runtime::plane::{
@@ -20,6 +21,7 @@ use replicator::runtime::plane::{
     start as start_thread,
 };
 use replicator::runtime::pool::PoolBuf;
+use replicator::store::relocation;
 use replicator::store::{
     DEFAULT_PEER_SLOTS, Layout, LayoutError, LogCapacity, METADATA_BLOCK_BYTES, MetaCopy,
     Placement, ReadAt,
@@ -77,6 +79,11 @@ enum ReplicaError {
         found_bytes: u64,
         needed_bytes: u64,
     },
+    #[error(
+        "{} is the disk that was replaced; name another path, or empty it (for a file: move it away)",
+        path.display()
+    )]
+    Replaced { path: PathBuf },
     #[error("can't read the kernel's boot id: {0}")]
     BootId(io::Error),
     #[error(transparent)]
@@ -116,8 +123,8 @@ impl Machine for Driven {
         self.0.record()
     }
 
-    fn serves(&self) -> bool {
-        self.0.serves()
+    fn takes_clients(&self) -> bool {
+        self.0.takes_clients()
     }
 
     fn standing(&self) -> Standing {
@@ -158,12 +165,12 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
                 change,
             },
             Report::State {
-                serves,
+                takes_clients,
                 record,
                 standing,
             } => {
                 told.standing(resource, standing);
-                return table.update(resource, serves, record.as_ref());
+                return table.update(resource, takes_clients, record.as_ref());
             }
         };
         // Nobody listens any more: the node stops.
@@ -297,6 +304,17 @@ impl Plane for DataPlane {
             let _ = answer.send(());
         });
         receiver
+    }
+
+    fn policy(&self, resource: ResourceId, policy: Policy) {
+        let access = match policy.access {
+            controller::core::Access::Exclusive => Access::Exclusive,
+            controller::core::Access::Follow => Access::Follow {
+                session: rand::random(),
+                errors: policy.on_no_quorum == OnNoQuorum::Error,
+            },
+        };
+        self.handle.access(resource, access);
     }
 
     fn nodes(&self, nodes: &[Node]) {
@@ -474,9 +492,10 @@ fn boot_id() -> io::Result<u128> {
 fn open_replica(config: &Config, request: &AttachRequest) -> Result<Replica, ReplicaError> {
     let boot_id = boot_id().map_err(ReplicaError::BootId)?;
     let mut disks = Vec::new();
-    for place in &request.volumes {
+    for (index, place) in request.volumes.iter().enumerate() {
+        let disk_config = disk_config(config, request, index);
         if request.create {
-            create_files(place)?;
+            create_files(place, &disk_config)?;
         }
         let exists = std::fs::exists(&place.path).map_err(|source| ReplicaError::Io {
             path: place.path.clone(),
@@ -488,7 +507,7 @@ fn open_replica(config: &Config, request: &AttachRequest) -> Result<Replica, Rep
             });
         }
         let disk = once_free(
-            || Disk::open(&disk_config(place)),
+            || Disk::open(&disk_config),
             |error| matches!(error, OpenError::Locked { .. }),
         )?;
         disks.push(Arc::new(disk));
@@ -526,19 +545,26 @@ fn open_replica(config: &Config, request: &AttachRequest) -> Result<Replica, Rep
     })
 }
 
-fn disk_config(place: &StorePlace) -> DiskConfig {
+fn disk_config(config: &Config, request: &AttachRequest, index: usize) -> DiskConfig {
+    let place = &request.volumes[index];
     DiskConfig {
         path: place.path.clone(),
         meta: match &place.metadata {
             Some(path) => MetaPlace::SideFile(path.clone()),
-            None => MetaPlace::Internal,
+            None => MetaPlace::Internal(Places::in_file(
+                config
+                    .file
+                    .data_directory
+                    .join("places")
+                    .join(format!("{}-{index}", request.resource)),
+            )),
         },
         engine: None,
     }
 }
 
 /// Makes the files of a volume where there are none.
-fn create_files(place: &StorePlace) -> Result<(), ReplicaError> {
+fn create_files(place: &StorePlace, config: &DiskConfig) -> Result<(), ReplicaError> {
     if std::fs::exists(&place.path).unwrap_or(true) {
         return Ok(());
     }
@@ -548,11 +574,7 @@ fn create_files(place: &StorePlace) -> Result<(), ReplicaError> {
             .map_err(|source| layout_error(place, source))?
             .saturating_sub(place.size_bytes),
     };
-    Ok(Disk::create_files(
-        &disk_config(place),
-        place.size_bytes,
-        meta_bytes,
-    )?)
+    Ok(Disk::create_files(config, place.size_bytes, meta_bytes)?)
 }
 
 fn layout_error(place: &StorePlace, source: LayoutError) -> ReplicaError {
@@ -562,15 +584,21 @@ fn layout_error(place: &StorePlace, source: LayoutError) -> ReplicaError {
     }
 }
 
+/// Where the metadata are; where there are none, where they would be.
 fn placement(place: &StorePlace, store: &Disk) -> Result<Placement, ReplicaError> {
     if place.metadata.is_some() {
         return Ok(Placement::External);
     }
-    let device_bytes = store.store_bytes().map_err(|source| ReplicaError::Io {
+    let wrap = |source| ReplicaError::Io {
         path: place.path.clone(),
         source,
-    })?;
-    Ok(Placement::Internal { device_bytes })
+    };
+    let sizes = store.possible_places().map_err(wrap)?;
+    let found = relocation::find(&MetaReader(store, false), &sizes);
+    let now = store.store_bytes().map_err(wrap)?;
+    Ok(Placement::Internal {
+        device_bytes: found.unwrap_or(now),
+    })
 }
 
 /// Is there no metadata yet, and nothing else that must not be overwritten? A store with metadata is
@@ -650,13 +678,18 @@ fn attach_all(
         .collect();
     let mut sources = Vec::new();
     for ((place, disk), reader) in request.volumes.iter().zip(disks).zip(&readers) {
-        sources.push(Source {
-            metadata: reader,
-            placement: placement(place, disk)?,
-            store_bytes: disk.store_bytes().map_err(|source| ReplicaError::Io {
+        let placement = placement(place, disk)?;
+        let store_bytes = match placement {
+            Placement::Internal { device_bytes } => device_bytes,
+            Placement::External => disk.store_bytes().map_err(|source| ReplicaError::Io {
                 path: place.path.clone(),
                 source,
             })?,
+        };
+        sources.push(Source {
+            metadata: reader,
+            placement,
+            store_bytes,
         });
     }
     let expected = Expected {
@@ -671,6 +704,12 @@ fn attach_all(
             source,
         }
     })?;
+    if request.replaced == Some(attached.identity.disk) {
+        let path = request.volumes.first().map(|place| place.path.clone());
+        return Err(ReplicaError::Replaced {
+            path: path.unwrap_or_default(),
+        });
+    }
     for (((place, disk), volume), writes) in request
         .volumes
         .iter()
@@ -679,10 +718,16 @@ fn attach_all(
         .zip(&attached.writes)
     {
         disk.set_volume_bytes(volume.size_bytes())?;
-        write_all(disk, writes).map_err(|source| ReplicaError::Io {
-            path: place.path.clone(),
-            source,
-        })?;
+        let found = match volume.placement() {
+            Placement::Internal { device_bytes } => disk.metadata_are_at(device_bytes),
+            Placement::External => Ok(()),
+        };
+        found
+            .and_then(|()| write_all(disk, writes))
+            .map_err(|source| ReplicaError::Io {
+                path: place.path.clone(),
+                source,
+            })?;
     }
     Ok(attached)
 }

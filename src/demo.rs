@@ -12,6 +12,7 @@ use crate::membership::join_cluster;
 use crate::operation::{MetadataSpec, Operation, ReplicaSpec};
 use crate::view::ClusterView;
 use anyhow::{Context, bail};
+use controller::core::{Access, Policy};
 use files::Layout;
 use processes::Processes;
 use std::future::pending;
@@ -189,6 +190,10 @@ fn create(layout: &Layout) -> Operation {
         sizes: vec![layout.size_bytes],
         replicas: replicas.collect(),
         min_redundancy: 1,
+        policy: Policy {
+            access: Access::Follow,
+            ..Policy::default()
+        },
     }
 }
 

@@ -123,9 +123,19 @@ impl Node {
                 sizes,
                 replicas,
                 min_redundancy,
-            } => self.create(&name, sizes, &replicas, min_redundancy).await,
+                policy,
+            } => {
+                self.create(&name, sizes, &replicas, min_redundancy, policy)
+                    .await
+            }
             Operation::Token { valid_s } => self.token(valid_s, forwarded).await,
             Operation::DeleteResource { name } => self.delete(&name).await,
+            Operation::ReplaceDisk {
+                resource,
+                node,
+                paths,
+                metadata,
+            } => self.replace_disk(&resource, &node, &paths, metadata).await,
             Operation::ListResources => self.list(),
             Operation::Promote {
                 ref resource,
@@ -283,23 +293,46 @@ impl Node {
         let (views, _) = tokio::join!(self.views(), self.store.catch_up(CATCH_UP_LIMIT));
         let known = self.store.document();
         let mut notes = Vec::new();
-        if known.is_none() {
-            notes.push(
-                "the configuration store was not reached since this node's start: nothing is known of resources".to_owned(),
-            );
-        } else if self.store.leader().is_none() {
-            notes.push(
-                "the configuration store has no leader within reach: what follows may be old, and no role can change".to_owned(),
-            );
-        }
-        let document = known.unwrap_or_else(|| {
-            let mut document = Document::new(self.config.cluster);
-            document.nodes = self.nodes();
-            Arc::new(document)
-        });
+        let document = match (known, self.store.stored()) {
+            (Some(document), _) => {
+                if self.store.leader().is_none() {
+                    notes.push("the configuration store has no leader within reach: what follows may be old, and no role can change".to_owned());
+                }
+                document
+            }
+            (None, Some(document)) => {
+                notes.push(self.waiting_since_start(&document));
+                document
+            }
+            (None, None) => {
+                notes.push("the configuration store was not reached since this node's start: nothing is known of resources".to_owned());
+                let mut document = Document::new(self.config.cluster);
+                document.nodes = self.nodes();
+                Arc::new(document)
+            }
+        };
         let mut view = merge(&document, self.store.leader(), &views);
         view.notes = notes;
         view
+    }
+
+    /// What a node that has just started waits for, by the document that it had when it stopped.
+    fn waiting_since_start(&self, document: &Document) -> String {
+        let others = document.voters.iter().map(|voter| voter.node);
+        let others: Vec<String> = others
+            .filter(|&node| node != self.config.node)
+            .map(|node| document.node_name(node))
+            .collect();
+        let why = match &others[..] {
+            [other] => {
+                format!("waiting for {other}: it may have gone on alone while this node was away")
+            }
+            others => format!(
+                "waiting for a majority of the voters: start more of {}",
+                others.join(", ")
+            ),
+        };
+        format!("{why}; what follows is what this node knew when it stopped")
     }
 
     /// The cluster's nodes, as far as they are known.
@@ -482,12 +515,15 @@ impl Node {
             Operation::Verify {
                 node, repair, stop, ..
             } => {
-                self.peers(&what, &subject, node.as_deref())?;
+                let named = self.peers(&what, &subject, node.as_deref())?;
                 if *stop {
                     self.command(&what, &subject, Command::VerifyStop).await?;
                     format!("verify of {resource} is stopped")
                 } else {
-                    let command = Command::Verify { repair: *repair };
+                    let command = Command::Verify {
+                        node: node.as_ref().and(named.first().copied()),
+                        repair: *repair,
+                    };
                     self.command(&what, &subject, command).await?;
                     format!(
                         "verify of {resource} is under way; `lockstep status` shows how far, `lockstep events` what differs"

@@ -205,6 +205,7 @@ fn machines_join_with_a_token_each_vote_and_find_the_cluster_again_after_a_resta
         "{}",
         text(&output)
     );
+    machines.kill_all();
     // A machine that is in a cluster is not taken into another.
     let output = machines.init(3);
     assert!(
@@ -216,17 +217,20 @@ fn machines_join_with_a_token_each_vote_and_find_the_cluster_again_after_a_resta
 
 #[test]
 fn a_node_that_was_moved_to_other_addresses_is_found_there() {
-    let mut machines = Machines::new(2);
+    let mut machines = Machines::new(3);
     machines.found();
-    let token = machines.must(1, &["token"]);
-    assert!(machines.join(2, &token).status.success());
-    machines.start(2);
-    machines.wait_status(1, "two voters", |status| all(status, 2, "voter"));
+    for k in [2, 3] {
+        let token = machines.must(1, &["token"]);
+        assert!(machines.join(k, &token).status.success());
+        machines.start(k);
+    }
+    machines.wait_status(1, "three voters", |status| all(status, 3, "voter"));
     machines.kill_all();
-    machines.configure(2, "node2", 3);
-    machines.start(1);
-    machines.start(2);
-    machines.wait_status(1, "both nodes", |status| all(status, 2, "online"));
+    machines.configure(3, "node3", 4);
+    for k in [1, 2, 3] {
+        machines.start(k);
+    }
+    machines.wait_status(1, "all nodes", |status| all(status, 3, "online"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! and each message what the rules say of it.
 
 use crate::client::{Ask, Pending};
+use crate::control::FAILOVER_COMMANDS;
 use crate::disk::sectors;
 use crate::net::End;
 use crate::node::OpKind;
@@ -19,7 +20,7 @@ impl World {
     /// Hands an event to a node's core.
     pub fn feed(&mut self, id: NodeId, event: Event<Stamps>) {
         self.say(|| format!("{id:?} < {event:?}"));
-        let now = self.now;
+        let now = self.clock(id);
         let Some(mut core) = self.node_mut(id).core.take() else {
             return;
         };
@@ -30,7 +31,7 @@ impl World {
     }
 
     pub(crate) fn feed_timeout(&mut self, id: NodeId) {
-        let now = self.now;
+        let now = self.clock(id);
         let Some(mut core) = self.node_mut(id).core.take() else {
             return;
         };
@@ -64,12 +65,14 @@ impl World {
             }
         }
         self.rearm(id);
+        self.tell_standing(id);
     }
 
     fn submit(&mut self, id: NodeId, op: OpId, volume: VolumeId, kind: OpKind) {
         let us = self.disk_us(id, &kind);
         let process = self.node(id).process();
-        match self.node_mut(id).submit(op, volume, kind) {
+        let now = self.now;
+        match self.node_mut(id).submit(op, volume, kind, now) {
             Ok(()) => self.after_us(us, Occurrence::Disk(process, op.0)),
             Err(what) => {
                 let what = format!("node {id} volume {volume}: {what}");
@@ -121,10 +124,16 @@ impl World {
                 }
                 self.submit(id, op, volume, OpKind::Meta(offset, data));
             }
+            Action::MoveMetadata { volume, .. } => {
+                let what =
+                    format!("node {id} moves the metadata of volume {volume}, which have a file");
+                self.broken(Rule::Intact, what);
+            }
             Action::Grow {
                 op,
                 volume,
                 size_bytes,
+                ..
             } => self.submit(id, op, volume, OpKind::Grow(size_bytes)),
             Action::Dial { peer } => {
                 let up = self.node(peer).is_on() && self.net.joined(id, peer);
@@ -160,6 +169,10 @@ impl World {
                     }
                 }
                 self.store.note(process, based_on, &change);
+                if self.is_whole() {
+                    self.propose(id, based_on, change);
+                    return;
+                }
                 for _ in 0..self.faults.copies(&mut self.rng) {
                     let us = self.faults.proposal_us(&mut self.rng);
                     let what = Occurrence::Propose(process, based_on, Box::new(change.clone()));
@@ -169,7 +182,16 @@ impl World {
             Action::CommandDone {
                 id: command,
                 result,
+            } if command.0 >= FAILOVER_COMMANDS => {
+                self.say(|| format!("{id:?} answers fail-over: {result:?}"));
+                self.failover_answered(id, command.0);
+            }
+            Action::CommandDone {
+                id: command,
+                result,
             } => self.command_done(id, command, result),
+            // Its clients hold no connections.
+            Action::HangUp => {}
             Action::Notice(notice) => self.notice(id, notice),
         }
     }
@@ -240,7 +262,7 @@ impl World {
     }
 
     fn notice(&mut self, id: NodeId, notice: Notice) {
-        let now = self.now;
+        let now = self.clock(id);
         let process = self.node(id).process();
         match &notice {
             Notice::Serving => {
@@ -299,7 +321,7 @@ impl World {
         let target = match serving {
             // A superseded primary may have clients that do not know.
             _ if self.rng.percent(2) => {
-                let at = self.rng.index(self.nodes.len());
+                let at = self.rng.index(self.replicas());
                 self.nodes[at].id
             }
             Some((node, _)) => {
@@ -422,7 +444,23 @@ impl World {
             self.broken(Rule::Fence, what);
             return;
         }
-        let superseded = self.record().epoch != epoch;
+        if self.is_whole() {
+            // RULES 4, at this true moment: nobody serves in a later epoch while this one answers.
+            let later = self
+                .nodes
+                .iter()
+                .find(|n| n.serving.is_some_and(|e| e > epoch));
+            if let Some(later) = later {
+                let what = format!(
+                    "node {id} answers {pending:?} in {epoch:?} while node {} serves in {:?}",
+                    later.id, later.serving
+                );
+                self.broken(Rule::Lease, what);
+                return;
+            }
+        }
+        // Without leases a superseded primary may answer reads.
+        let superseded = !self.is_whole() && self.record().epoch != epoch;
         let volume = pending.volume;
         match (&pending.ask, pending.write) {
             (Ask::Read(range), _) => {

@@ -5,7 +5,7 @@
 use crate::node::Volume;
 use crate::payload::Stamps;
 use replicator::core::api::{Action, Event, Settings};
-use replicator::core::status::Status;
+use replicator::core::status::{Standing, Status};
 use std::fmt::Debug;
 use std::hash::Hasher;
 use vocabulary::{
@@ -23,6 +23,8 @@ pub trait Core: Debug {
     fn poll_timeout(&self) -> Option<Time>;
     /// What an operator sees.
     fn status(&self, now: Time) -> Status;
+    /// What leases and fail-over need to know of it.
+    fn standing(&self) -> Standing;
     /// Generation of the newest record known here (stands in every frame that it sends).
     fn generation(&self) -> Generation;
     /// Where the node may differ, as known here: its bits and the window (RULES 7).

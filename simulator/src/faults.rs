@@ -79,6 +79,8 @@ pub struct Weights {
     pub store: u64,
     /// A disk is replaced.
     pub replace: u64,
+    /// A data plane's thread stands still for a while.
+    pub stall: u64,
 }
 
 impl Weights {
@@ -98,6 +100,7 @@ impl Weights {
             pause: 5,
             store: 4,
             replace: 2,
+            stall: 0,
         }
     }
 }
@@ -116,6 +119,7 @@ enum Kind {
     Pause,
     Store,
     Replace,
+    Stall,
 }
 
 impl Faults {
@@ -164,6 +168,11 @@ impl Faults {
         }
     }
 
+    /// Does chance, in this many of 100 cases, play a part in how store and nodes exchange what they have?
+    pub fn chance(&self, percent: u64, rng: &mut Rng) -> bool {
+        self.active && rng.percent(percent)
+    }
+
     /// No more bad luck.
     pub fn stop(&mut self) {
         self.active = false;
@@ -171,6 +180,10 @@ impl Faults {
         self.store_delay_us = 1000;
         self.store_late = 0;
         self.laggards = 0;
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.active && self.left > 0
     }
 
     /// How much longer than usual a disk request takes, in µs.
@@ -246,6 +259,7 @@ impl Faults {
             (w.pause, Kind::Pause),
             (w.store, Kind::Store),
             (w.replace, Kind::Replace),
+            (w.stall, Kind::Stall),
         ];
         let mut dice = rng.below(table.iter().map(|(weight, _)| weight).sum());
         for (weight, kind) in table {
@@ -302,6 +316,13 @@ impl World {
     }
 
     fn inflict(&mut self, kind: Kind, node: NodeId, rng: &mut Rng) {
+        let vote_only = matches!(
+            kind,
+            Kind::Kill | Kind::Power | Kind::Blackout | Kind::Link | Kind::Pause
+        );
+        if self.node(node).witness && !vote_only {
+            return;
+        }
         let short = rng.between(2_000, 150_000);
         let long = rng.between(50_000, 2_500_000);
         let us = if rng.percent(50) { short } else { long };
@@ -410,6 +431,12 @@ impl World {
             Kind::Pause => {
                 let until = vocabulary::Time(self.now.0 + us * 1000);
                 self.node_mut(node).paused_until = until;
+            }
+            Kind::Stall => {
+                let now = self.now;
+                let node = self.node_mut(node);
+                node.stalled_since = now;
+                node.stalled_until = vocabulary::Time(now.0 + us * 1000);
             }
             Kind::Store => {
                 self.store.up = false;

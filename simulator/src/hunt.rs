@@ -4,7 +4,7 @@
 use crate::engine::Factory;
 use crate::production::Production;
 use crate::rules::{Rule, Violation};
-use crate::run::{Outcome, run_seed};
+use crate::run::{Kind, Outcome, run_seed};
 use replicator::core::mutation::Mutation;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,26 +23,83 @@ pub struct Caught {
     pub violation: Violation,
 }
 
+/// A deliberate fault of one of the cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Of the engine.
+    Engine(Mutation),
+    /// Of the controller.
+    Control(controller::core::mutation::Mutation),
+}
+
+impl From<Mutation> for Fault {
+    fn from(mutation: Mutation) -> Self {
+        Self::Engine(mutation)
+    }
+}
+
+impl From<controller::core::mutation::Mutation> for Fault {
+    fn from(mutation: controller::core::mutation::Mutation) -> Self {
+        Self::Control(mutation)
+    }
+}
+
+impl Fault {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let control = controller::core::mutation::Mutation::ALL.iter();
+        let engine = Mutation::ALL.iter().copied().map(Self::Engine);
+        engine.chain(control.copied().map(Self::Control))
+    }
+
+    /// What shows it: leases and agreement exist in whole nodes only.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Engine(
+                Mutation::WriteWithoutLease
+                | Mutation::LeaseOverInSyncOnly
+                | Mutation::LeaseCheckedBeforeRead
+                | Mutation::ServeWithoutWord,
+            )
+            | Self::Control(_) => Kind::Whole,
+            Self::Engine(_) => Kind::Engines,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> String {
+        match self {
+            Self::Engine(mutation) => format!("{mutation:?}"),
+            Self::Control(mutation) => format!("{mutation:?}"),
+        }
+    }
+}
+
 /// The fault of this name, whatever its letters' case.
 #[must_use]
-pub fn by_name(name: &str) -> Option<Mutation> {
-    Mutation::ALL
-        .iter()
-        .copied()
-        .find(|m| format!("{m:?}").eq_ignore_ascii_case(name))
+pub fn by_name(name: &str) -> Option<Fault> {
+    Fault::all().find(|fault| fault.name().eq_ignore_ascii_case(name))
 }
 
 /// Switches a fault on for this thread, or all off. False where this build has none.
 #[cfg(feature = "mutations")]
-pub fn activate(mutation: Option<Mutation>) -> bool {
-    replicator::core::mutation::activate(mutation);
+pub fn activate(fault: Option<Fault>) -> bool {
+    let (engine, control) = match fault {
+        None => (None, None),
+        Some(Fault::Engine(mutation)) => (Some(mutation), None),
+        Some(Fault::Control(mutation)) => (None, Some(mutation)),
+    };
+    replicator::core::mutation::activate(engine);
+    controller::core::mutation::activate(control);
     true
 }
 
 /// Switches a fault on for this thread, or all off. False where this build has none.
 #[cfg(not(feature = "mutations"))]
-pub fn activate(mutation: Option<Mutation>) -> bool {
-    mutation.is_none()
+pub fn activate(fault: Option<Fault>) -> bool {
+    fault.is_none()
 }
 
 /// Runs with a fault; a panic of the core counts as a broken rule.
@@ -50,10 +107,10 @@ pub fn activate(mutation: Option<Mutation>) -> bool {
 /// # Errors
 /// The first broken rule.
 pub fn guarded<T>(
-    mutation: Option<Mutation>,
+    fault: Option<Fault>,
     run: impl FnOnce() -> Result<T, Violation>,
 ) -> Result<T, Violation> {
-    activate(mutation);
+    activate(fault);
     let result = catch_unwind(AssertUnwindSafe(run));
     activate(None);
     result.unwrap_or_else(|panic| {
@@ -70,14 +127,21 @@ pub fn guarded<T>(
 ///
 /// # Errors
 /// The first broken rule.
-pub fn run_one(seed: u64, mutation: Option<Mutation>, trace: bool) -> Result<Outcome, Violation> {
+pub fn run_one(
+    seed: u64,
+    kind: Kind,
+    mutation: Option<Fault>,
+    trace: bool,
+) -> Result<Outcome, Violation> {
     let factory: Rc<dyn Factory> = Rc::new(Production);
-    guarded(mutation, || run_seed(seed, factory, trace))
+    guarded(mutation, || run_seed(seed, kind, factory, trace))
 }
 
 /// The first seed found that breaks a rule with the fault and none without it.
 #[must_use]
-pub fn hunt(mutation: Mutation, seeds: Range<u64>, threads: usize) -> Option<Caught> {
+pub fn hunt(fault: impl Into<Fault>, seeds: Range<u64>, threads: usize) -> Option<Caught> {
+    let fault = fault.into();
+    let kind = fault.kind();
     let next = AtomicU64::new(seeds.start);
     let over = AtomicBool::new(false);
     let found: Mutex<Option<Caught>> = Mutex::new(None);
@@ -89,12 +153,13 @@ pub fn hunt(mutation: Mutation, seeds: Range<u64>, threads: usize) -> Option<Cau
                     if seed >= seeds.end {
                         return;
                     }
-                    let Err(violation) = run_one(seed, Some(mutation), false) else {
+                    let Err(violation) = run_one(seed, kind, Some(fault), false) else {
                         continue;
                     };
                     // No fault is about getting stuck, and another seed's way shows nothing: the sound
                     // core must keep the rule with this very seed.
-                    if violation.rule == Rule::Bounded || run_one(seed, None, false).is_err() {
+                    if violation.rule == Rule::Bounded || run_one(seed, kind, None, false).is_err()
+                    {
                         continue;
                     }
                     over.store(true, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 
 pub mod checker;
 pub mod client;
+pub mod control;
 pub mod deviate;
 pub mod disk;
 mod drive;
@@ -10,6 +11,7 @@ pub mod engine;
 pub mod executions;
 pub mod explore;
 pub mod faults;
+pub mod fingerprint;
 pub mod hunt;
 pub mod net;
 pub mod node;

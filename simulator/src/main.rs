@@ -1,11 +1,10 @@
 //! The simulator's command line: runs seeds, or one seed again with a trace.
 
 use clap::Parser;
-use replicator::core::mutation::Mutation;
 use simulator::deviate;
 use simulator::explore::{SCOPES, explore};
-use simulator::hunt::{by_name, hunt, run_one};
-use simulator::run::Outcome;
+use simulator::hunt::{Fault, by_name, guarded, hunt, run_one};
+use simulator::run::{Kind, Outcome};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +19,9 @@ struct Arguments {
     /// One seed only.
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
+    /// Whole nodes with their controllers, instead of engines with a perfect configuration store.
+    #[arg(long)]
+    whole: bool,
     /// Print everything that happens (with --seed).
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -52,6 +54,16 @@ struct Arguments {
     keep_going: bool,
 }
 
+impl Arguments {
+    fn kind(&self) -> Kind {
+        if self.whole {
+            Kind::Whole
+        } else {
+            Kind::Engines
+        }
+    }
+}
+
 fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
     let (first, last) = text
         .split_once("..")
@@ -67,18 +79,19 @@ fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
 fn hunt_all(seeds: (u64, u64), threads: usize) -> bool {
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = 0;
-    for mutation in Mutation::ALL.iter().copied() {
+    for mutation in Fault::all() {
+        let name = mutation.name();
         let started = Instant::now();
         let caught = hunt(mutation, seeds.0..seeds.1, threads);
         let seconds = started.elapsed().as_secs_f64();
         match caught {
             Some(c) => println!(
-                "{mutation:?}: seed {} after {} seeds, {seconds:.1} s: {}",
+                "{name}: seed {} after {} seeds, {seconds:.1} s: {}",
                 c.seed, c.seeds, c.violation
             ),
             None => {
                 missed += 1;
-                println!("{mutation:?}: NOT NOTICED, {seconds:.1} s");
+                println!("{name}: NOT NOTICED, {seconds:.1} s");
             }
         }
     }
@@ -86,7 +99,7 @@ fn hunt_all(seeds: (u64, u64), threads: usize) -> bool {
 }
 
 /// Tries the deviations of scopes, one more at a time.
-fn deviate(name: &str, mutation: Option<Mutation>, arguments: &Arguments) -> ExitCode {
+fn deviate(name: &str, mutation: Option<Fault>, arguments: &Arguments) -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let chosen: Vec<&deviate::Scope> = deviate::SCOPES
         .iter()
@@ -127,10 +140,10 @@ fn deviate(name: &str, mutation: Option<Mutation>, arguments: &Arguments) -> Exi
 }
 
 /// From one state in so many of an exploration the cluster is run to rest.
-const REST_EVERY: usize = 16;
+const REST_EVERY: usize = 64;
 
 /// Explores every scope, two at a time.
-fn explore_all(states: usize) -> bool {
+fn explore_all(states: usize, mutation: Option<Fault>) -> bool {
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     std::thread::scope(|threads| {
@@ -142,11 +155,13 @@ fn explore_all(states: usize) -> bool {
                         return;
                     };
                     let started = Instant::now();
-                    match explore(scope, states, REST_EVERY) {
+                    let explored = guarded(mutation, || Ok(explore(scope, states, REST_EVERY)));
+                    match explored.unwrap_or_else(|violation| Err(Box::new(violation.into()))) {
                         Ok(seen) => println!(
-                            "scope {}: {} states, depth {}, {} of them run to rest, {}, {:.1} s",
+                            "scope {}: {} states by {} steps, depth {}, {} of them run to rest, {}, {:.1} s",
                             scope.name,
                             seen.states,
+                            seen.steps,
                             seen.depth,
                             seen.rested,
                             if seen.complete {
@@ -174,8 +189,8 @@ fn main() -> ExitCode {
     let wants = arguments.mutations || mutation.is_some();
     if mutation == Some(None) || wants && !cfg!(feature = "mutations") {
         eprintln!("no such fault in this build; build with --features mutations, and take one of:");
-        for mutation in Mutation::ALL {
-            eprintln!("  {mutation:?}");
+        for mutation in Fault::all() {
+            eprintln!("  {}", mutation.name());
         }
         return ExitCode::from(2);
     }
@@ -191,20 +206,20 @@ fn main() -> ExitCode {
         };
     }
     if arguments.explore {
-        return if explore_all(arguments.states) {
+        return if explore_all(arguments.states, mutation) {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         };
     }
     if let Some(seed) = arguments.seed {
-        return match run_one(seed, mutation, arguments.trace) {
+        return match run_one(seed, arguments.kind(), mutation, arguments.trace) {
             Ok(outcome) => {
                 println!("seed {seed}: {outcome:?}");
                 ExitCode::SUCCESS
             }
             Err(what) => {
-                report(seed, &what.to_string(), mutation);
+                report(seed, &what.to_string(), &arguments, mutation);
                 ExitCode::FAILURE
             }
         };
@@ -216,16 +231,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn report(seed: u64, what: &str, mutation: Option<Mutation>) {
+fn report(seed: u64, what: &str, arguments: &Arguments, mutation: Option<Fault>) {
+    let whole = if arguments.whole { " --whole" } else { "" };
     println!("seed {seed} FAILED: {what}");
     let features = mutation.map_or("", |_| " --features mutations");
-    let mutation = mutation.map_or_else(String::new, |m| format!(" --mutation {m:?}"));
+    let mutation = mutation.map_or_else(String::new, |m| format!(" --mutation {}", m.name()));
     println!(
-        "  replay: cargo run --profile sim -p simulator{features} -- --seed {seed} --trace{mutation}"
+        "  replay: cargo run --profile sim -p simulator{features} --{whole} --seed {seed} --trace{mutation}"
     );
 }
 
-fn run_many(arguments: &Arguments, mutation: Option<Mutation>) -> bool {
+fn run_many(arguments: &Arguments, mutation: Option<Fault>) -> bool {
     let (first, last) = arguments.seeds;
     let next = AtomicU64::new(first);
     let failed = AtomicBool::new(false);
@@ -241,7 +257,7 @@ fn run_many(arguments: &Arguments, mutation: Option<Mutation>) -> bool {
                     if seed >= last || (failed.load(Ordering::Relaxed) && !arguments.keep_going) {
                         return;
                     }
-                    let result = run_one(seed, mutation, false);
+                    let result = run_one(seed, arguments.kind(), mutation, false);
                     let Ok(mut totals) = totals.lock() else {
                         return;
                     };
@@ -255,7 +271,7 @@ fn run_many(arguments: &Arguments, mutation: Option<Mutation>) -> bool {
                         }
                         Err(what) => {
                             failed.store(true, Ordering::Relaxed);
-                            report(seed, &what.to_string(), mutation);
+                            report(seed, &what.to_string(), arguments, mutation);
                         }
                     }
                 }

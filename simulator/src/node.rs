@@ -74,10 +74,50 @@ impl OpKind {
 /// A disk operation under way.
 #[derive(Clone, Debug)]
 pub struct InFlight {
+    /// Since when.
+    pub since: Time,
     /// The volume.
     pub volume: VolumeId,
     /// What it does.
     pub kind: OpKind,
+}
+
+/// A machine's clock against true time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    /// It showed this,
+    pub base: Time,
+    /// at this true time,
+    pub at: Time,
+    /// and runs fast by so many millionths.
+    pub ppm: i64,
+}
+
+impl Clock {
+    const MILLION: i128 = 1_000_000;
+
+    /// What it shows.
+    #[must_use]
+    pub fn shows(&self, now: Time) -> Time {
+        let passed = i128::from(now.0) - i128::from(self.at.0);
+        let shown = passed * (Self::MILLION + i128::from(self.ppm)) / Self::MILLION;
+        Time(u64::try_from(i128::from(self.base.0) + shown).unwrap_or(0))
+    }
+
+    /// The true time at which it shows this, or a little later.
+    #[must_use]
+    pub fn when(&self, shown: Time) -> Time {
+        if self.ppm == 0 && self.base == self.at {
+            return shown;
+        }
+        let passed = i128::from(shown.0) - i128::from(self.base.0);
+        let passed = passed * Self::MILLION / (Self::MILLION + i128::from(self.ppm)) + 1;
+        let mut at = Time(u64::try_from(i128::from(self.at.0) + passed).unwrap_or(0));
+        while self.shows(at) < shown {
+            at.0 += 1;
+        }
+        at
+    }
 }
 
 /// What the process is doing.
@@ -148,6 +188,14 @@ pub struct Node {
     pub meta_rotted: bool,
     /// The process is stopped until then.
     pub paused_until: Time,
+    /// Its data plane's thread stands still since and until then.
+    pub stalled_since: Time,
+    /// See there.
+    pub stalled_until: Time,
+    /// The machine's clock.
+    pub clock: Clock,
+    /// It holds no replica, only a vote.
+    pub witness: bool,
     /// The earliest timer that is scheduled.
     pub armed: Option<Time>,
     /// Timers that fired at one moment: a core that does not get on is caught.
@@ -187,6 +235,10 @@ impl Node {
             meta_damage: 0,
             meta_rotted: false,
             paused_until: Time(0),
+            stalled_since: Time(0),
+            stalled_until: Time(0),
+            clock: Clock::default(),
+            witness: false,
             armed: None,
             spins: (Time(0), 0),
         }
@@ -232,7 +284,13 @@ impl Node {
     ///
     /// # Errors
     /// The overlapping operation.
-    pub fn submit(&mut self, op: OpId, volume: VolumeId, kind: OpKind) -> Result<(), String> {
+    pub fn submit(
+        &mut self,
+        op: OpId,
+        volume: VolumeId,
+        kind: OpKind,
+        now: Time,
+    ) -> Result<(), String> {
         if let Some((range, reads)) = kind.data() {
             let mine = range.outward(BLOCK_BYTES);
             for other in self.ops.values().filter(|o| o.volume == volume) {
@@ -244,7 +302,12 @@ impl Node {
                 }
             }
         }
-        if self.ops.insert(op.0, InFlight { volume, kind }).is_some() {
+        let flight = InFlight {
+            since: now,
+            volume,
+            kind,
+        };
+        if self.ops.insert(op.0, flight).is_some() {
             return Err(format!("{op:?} is used twice"));
         }
         Ok(())
@@ -252,7 +315,7 @@ impl Node {
 
     /// An operation completes: it takes place, and the event says how it went.
     pub fn complete(&mut self, op: OpId, rng: &mut Rng) -> Option<Event<Stamps>> {
-        let InFlight { volume, kind } = self.ops.remove(&op.0)?;
+        let InFlight { volume, kind, .. } = self.ops.remove(&op.0)?;
         let health = &self.health;
         let store = self.volumes.get_mut(volume.index())?;
         let failed = DiskError::Io(EIO);
@@ -380,6 +443,7 @@ impl Node {
         {
             self.meta_damage += 1;
             self.orphans.push(InFlight {
+                since: Time(0),
                 volume,
                 kind: OpKind::Meta(offset, data),
             });
@@ -415,6 +479,7 @@ impl Node {
         self.unnoted = false;
         self.armed = None;
         self.paused_until = Time(0);
+        self.stalled_until = Time(0);
     }
 
     /// The power goes, with it the device's cache.

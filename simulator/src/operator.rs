@@ -3,6 +3,7 @@
 //! stopped, sees to it that the cluster comes to rest.
 
 use crate::engine::IdentityLost;
+use crate::node::Node;
 use crate::rng::Rng;
 use crate::rules::{Rule, replicas_are_equal};
 use crate::store::Process;
@@ -25,7 +26,7 @@ struct Asked {
 pub struct Operator {
     asked: BTreeMap<u64, Asked>,
     next: u64,
-    last_promote: Time,
+    pub(crate) last_promote: Time,
     rng: Rng,
     /// Promotes even while an old primary may be alive somewhere, in percent of its looks.
     pub supersede: u64,
@@ -83,7 +84,11 @@ impl World {
     /// The command that promotes a node in place of whom it takes for the primary.
     #[must_use]
     pub fn promotion(&self, id: NodeId, drop: NodeSet) -> Command {
-        let status = self.node(id).core.as_ref().map(|c| c.status(self.now));
+        let status = self
+            .node(id)
+            .core
+            .as_ref()
+            .map(|c| c.status(self.clock(id)));
         let over = status.map(|status| status.epoch).unwrap_or_default();
         Command::Promote { drop, over }
     }
@@ -148,7 +153,9 @@ impl World {
                 return;
             }
         }
-        if self.operator.promotes {
+        if self.is_whole() {
+            self.operate_whole();
+        } else if self.operator.promotes {
             self.promote_if_needed();
         }
         if !self.operator.healing && self.operator.rng.percent(self.operator.silly) {
@@ -240,12 +247,12 @@ impl World {
     }
 
     /// A member's disk is gone for good and nobody else is entitled: only the operator's word helps.
-    fn force_if_lost(&mut self, record: &Record) {
+    pub(crate) fn force_if_lost(&mut self, record: &Record) {
         let gone = record
             .in_sync
             .iter()
             .any(|m| self.node(m.node).disk != m.disk);
-        let all_run = self.nodes.iter().all(|n| n.is_running());
+        let all_run = self.nodes.iter().all(Node::is_running);
         let waited = self.now.ms_since(self.operator.last_promote) > 10_000;
         if !(self.operator.healing && gone && all_run && waited && self.serving().is_none()) {
             return;
@@ -264,10 +271,12 @@ impl World {
         let Some(primary) = self.serving() else {
             return;
         };
-        let peer = self.nodes[rng.index(self.nodes.len())].id;
+        let peer = self.nodes[rng.index(self.replicas())].id;
         let command = match rng.below(10) {
+            0 | 1 | 9 if self.is_whole() => return self.operate_at_random(),
             0 | 1 => Command::Demote,
             2 => Command::Verify {
+                node: None,
                 repair: rng.percent(50),
             },
             3 | 4 if peer != primary => {
@@ -316,7 +325,11 @@ impl World {
         for (node, peer) in std::mem::take(&mut self.operator.disconnected) {
             self.command(node, Command::Connect { node: peer });
         }
-        for at in 0..self.nodes.len() {
+        self.operator.last_promote = self.now;
+        if let Some(control) = &mut self.control {
+            control.disturb(0, 0);
+        }
+        for at in 0..self.replicas() {
             let id = self.nodes[at].id;
             for peer in self.record().replicas.without(id).iter() {
                 self.command(id, Command::Connect { node: peer });
@@ -384,7 +397,7 @@ impl World {
             return Some("clients have more to ask".to_owned());
         }
         let core = self.node(primary).core.as_ref()?;
-        let status = core.status(self.now);
+        let status = core.status(self.clock(primary));
         if status.role != Role::Primary || status.disk_state != DiskState::UpToDate {
             return Some(format!("the primary is {status:?}"));
         }

@@ -14,11 +14,14 @@ use replicator::store::{
 use std::fmt::Write as _;
 use std::hash::Hasher;
 use std::io;
-use vocabulary::{ByteRange, Epoch, Generation, Member, NodeId, Time, VolumeId};
+use vocabulary::{ByteRange, Epoch, Generation, Member, NodeId, NodeSet, Time, VolumeId};
 
 /// Makes production cores.
 #[derive(Debug)]
 pub struct Production;
+
+/// The lease of a core that is run without beacons.
+pub const NO_LEASES_MS: u64 = u64::MAX;
 
 /// Peer slots of a simulated replica; external metadata has them all.
 const SLOTS: u8 = 31;
@@ -138,33 +141,35 @@ impl Attached for Replica {
 
     fn start(self: Box<Self>, now: Time) -> Box<dyn Core> {
         let Self { attached, settings } = *self;
-        let settings = Settings {
-            lease_ms: u64::MAX,
-            ..settings
-        };
         let core = Resource::new(attached.identity, settings, attached.volumes, now);
         let standing = core.standing();
-        Box::new(Driven { core, standing })
+        let alone = settings.lease_ms == NO_LEASES_MS;
+        Box::new(Driven {
+            core,
+            standing,
+            alone,
+        })
     }
 }
 
-/// The core by itself, without beacons.
+/// The core: of a whole node, or by itself without beacons.
 #[derive(Clone, Debug)]
 struct Driven {
     core: Resource<Stamps>,
     standing: Standing,
+    alone: bool,
 }
 
 impl Driven {
-    /// Every lease is granted for ever, and a promoted node serves at once.
+    /// By itself, every lease is granted for ever, and a promoted node serves at once.
     fn grant_all(&mut self, now: Time, out: &mut Vec<Action<Stamps>>) {
-        while self.standing != self.core.standing() {
+        while self.alone && self.standing != self.core.standing() {
             self.standing = self.core.standing();
-            let Standing {
-                primary, required, ..
-            } = self.standing;
-            let Some(epoch) = primary else { break };
-            for node in required.iter() {
+            let Some(epoch) = self.standing.primary else {
+                break;
+            };
+            let replicas = self.core.record().map_or(NodeSet::EMPTY, |r| r.replicas);
+            for node in replicas.iter() {
                 let granted = Event::Granted {
                     node,
                     epoch,
@@ -195,6 +200,10 @@ impl Core for Driven {
 
     fn status(&self, now: Time) -> Status {
         self.core.status(now)
+    }
+
+    fn standing(&self) -> Standing {
+        self.core.standing()
     }
 
     fn generation(&self) -> Generation {

@@ -18,6 +18,8 @@ pub enum Rule {
     Fence,
     /// Rule 3, and the incarnation of section 1.
     Eligible,
+    /// Rule 4.
+    Lease,
     /// Rule 5.
     Overlap,
     /// Rule 6.
@@ -32,6 +34,8 @@ pub enum Rule {
     Intact,
     /// What clients saw can be explained.
     Linearizable,
+    /// Section 4: what is committed is one chain, and a term has one leader.
+    Agreement,
     /// Section 1: primaryship does not survive the process; one node serves in an epoch.
     OnePrimary,
     /// An assertion of the core.

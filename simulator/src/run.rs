@@ -1,11 +1,13 @@
 //! One run: what kind of cluster, load and bad luck a seed stands for, and its course: a while with
 //! faults, then none, then everything must come to rest.
 
+use crate::control::Whole;
 use crate::engine::Factory;
 use crate::faults::Faults;
 use crate::rng::Rng;
 use crate::rules::{Rule, Violation};
 use crate::world::{Config, World};
+use controller::core::{consensus, failover};
 use replicator::core::api::Settings;
 use std::rc::Rc;
 use vocabulary::EXTENT_BYTES;
@@ -30,7 +32,7 @@ pub struct Outcome {
 #[must_use]
 pub fn fast_settings(rng: &mut Rng) -> Settings {
     Settings {
-        lease_ms: 500,
+        lease_ms: crate::production::NO_LEASES_MS,
         ping_interval_ms: 60,
         peer_timeout_ms: rng.between(200, 500),
         write_timeout_ms: rng.between(300, 1500),
@@ -46,12 +48,49 @@ pub fn fast_settings(rng: &mut Rng) -> Settings {
         chunk_bytes: [16 << 10, 64 << 10, 256 << 10][rng.index(3)],
         max_chunks: rng.index(4) + 1,
         admit_below_bytes: [4 << 10, 64 << 10, 1 << 20][rng.index(3)],
+        no_primary_ms: Settings::default().no_primary_ms,
+    }
+}
+
+/// What a seed is run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Engines, with a perfect configuration store and an operator who promotes.
+    Engines,
+    /// Whole nodes.
+    Whole,
+}
+
+/// Voters and leases as short as the simulated network allows.
+fn whole_of(nodes: u8, settings: &mut Settings, rng: &mut Rng) -> Whole {
+    let lease_ms = [150, 300, 500][rng.index(3)];
+    settings.lease_ms = lease_ms;
+    let failover = failover::Settings {
+        beacon_ms: lease_ms / 5,
+        lease_ms,
+        stagger_ms: lease_ms / 3,
+        ..failover::Settings::default()
+    };
+    let election_ms = rng.between(100, 250);
+    Whole {
+        witnesses: if nodes.is_multiple_of(2) && rng.percent(90) {
+            1
+        } else {
+            0
+        },
+        consensus: consensus::Settings {
+            beat_ms: election_ms / 4,
+            election_ms,
+        },
+        failover,
+        turn_limit_ms: lease_ms / 2,
+        disk_limit_ms: lease_ms,
     }
 }
 
 /// The world of a seed, ready to run.
 #[must_use]
-pub fn world_of(seed: u64, factory: Rc<dyn Factory>) -> World {
+pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
     let mut rng = Rng::new(seed);
     let nodes = [2, 2, 3, 3, 3, 4, 5][rng.index(7)];
     let volumes = if rng.percent(25) { 2 } else { 1 };
@@ -62,12 +101,17 @@ pub fn world_of(seed: u64, factory: Rc<dyn Factory>) -> World {
             extents * EXTENT_BYTES - [0, 0, odd][rng.index(3)]
         })
         .collect();
+    let al_extents = [4, 8, 64][rng.index(3)];
+    let min_redundancy = if nodes > 2 && rng.percent(15) { 2 } else { 1 };
+    let mut settings = fast_settings(&mut rng);
+    let whole = (kind == Kind::Whole).then(|| whole_of(nodes, &mut settings, &mut rng));
     let config = Config {
+        whole,
         nodes,
         sizes,
-        al_extents: [4, 8, 64][rng.index(3)],
-        min_redundancy: if nodes > 2 && rng.percent(15) { 2 } else { 1 },
-        settings: fast_settings(&mut rng),
+        al_extents,
+        min_redundancy,
+        settings,
     };
     let mut world = World::new(config, factory, rng.fork());
     let slow_net = rng.percent(20);
@@ -82,7 +126,15 @@ pub fn world_of(seed: u64, factory: Rc<dyn Factory>) -> World {
     }
     world.operator.supersede = [0, 0, 1, 5][rng.index(4)];
     world.operator.silly = [0, 0, 2, 10][rng.index(4)];
-    let faults = Faults::random(&mut rng);
+    let mut faults = Faults::random(&mut rng);
+    if let Some(control) = &mut world.control {
+        control.disturb([0, 2, 20][rng.index(3)], [0, 0, 5][rng.index(3)]);
+        // A superseded primary is what this is about: it must be alive somewhere.
+        faults.weights.store = 0;
+        faults.weights.pause += 15;
+        faults.weights.link += 15;
+        faults.weights.stall += 10;
+    }
     world.start_faults(faults);
     world.start_load();
     world
@@ -92,8 +144,13 @@ pub fn world_of(seed: u64, factory: Rc<dyn Factory>) -> World {
 ///
 /// # Errors
 /// The first broken rule.
-pub fn run_seed(seed: u64, factory: Rc<dyn Factory>, trace: bool) -> Result<Outcome, Violation> {
-    let mut world = world_of(seed, factory);
+pub fn run_seed(
+    seed: u64,
+    kind: Kind,
+    factory: Rc<dyn Factory>,
+    trace: bool,
+) -> Result<Outcome, Violation> {
+    let mut world = world_of(seed, kind, factory);
     world.trace = trace;
     let faulty_ms = world.rng.between(1000, 5000);
     world.run_ms(faulty_ms);

@@ -46,12 +46,13 @@ impl Stage {
     #[must_use]
     pub fn of(nodes: u8, bytes: u64, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
+            whole: None,
             nodes,
             sizes: vec![bytes],
             al_extents: 8,
             min_redundancy: 1,
             settings: Settings {
-                lease_ms: 500,
+                lease_ms: crate::production::NO_LEASES_MS,
                 ping_interval_ms: 60,
                 peer_timeout_ms: 300,
                 write_timeout_ms: 600,
@@ -67,6 +68,7 @@ impl Stage {
                 chunk_bytes: 16 << 10,
                 max_chunks: 1,
                 admit_below_bytes: 4 << 10,
+                no_primary_ms: Settings::default().no_primary_ms,
             },
         };
         change(&mut config);

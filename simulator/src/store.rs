@@ -22,7 +22,7 @@ pub struct Store {
     promotions: Vec<(Epoch, Process)>,
     /// What every process has asked for, decided or not: a late proposal of a dead process may commit
     /// what its successor asks for in the same words.
-    asked: Vec<(Process, Generation, Member)>,
+    asked: Vec<(Process, Generation, Change)>,
     /// Does it answer?
     pub up: bool,
 }
@@ -81,20 +81,45 @@ impl Store {
 
     /// A process sends a proposal.
     pub fn note(&mut self, from: Process, based_on: Generation, change: &Change) {
-        if let Change::Promote { candidate, .. } | Change::Force { candidate, .. } = change {
-            self.asked.push((from, based_on, *candidate));
+        if matches!(change, Change::Promote { .. } | Change::Force { .. }) {
+            self.asked.push((from, based_on, change.clone()));
         }
     }
 
     /// Has this process asked for just the promotion that opened the present epoch?
     #[must_use]
     pub fn entitled(&self, process: Process) -> bool {
-        self.asked.iter().any(|(asker, based_on, candidate)| {
-            *asker == process
-                && based_on.next().0 == self.record.epoch.0
+        let epoch = self.record.epoch;
+        self.askers(epoch).any(|(asker, _)| asker == process)
+    }
+
+    /// Who has asked for the present primary in this epoch, and how.
+    fn askers(&self, epoch: Epoch) -> impl Iterator<Item = (Process, &Change)> {
+        let asked = self.asked.iter().filter(move |(_, based_on, change)| {
+            let (Change::Promote { candidate, .. } | Change::Force { candidate, .. }) = change
+            else {
+                return false;
+            };
+            based_on.next().0 == epoch.0
                 && self.record.primary == Some(candidate.node)
                 && self.record.member(candidate.node) == Some(candidate)
-        })
+        });
+        asked.map(|(asker, _, change)| (*asker, change))
+    }
+
+    /// Another store has committed this record. The promotion that it was, if one.
+    pub fn learn(&mut self, record: Record, declared: Vec<Member>) -> Option<(Process, Change)> {
+        let promoted = record.epoch != self.record.epoch;
+        self.record = record;
+        self.declared = declared;
+        if !promoted {
+            return None;
+        }
+        let epoch = self.record.epoch;
+        let (asker, change) = self.askers(epoch).last()?;
+        let (asker, change) = (asker, change.clone());
+        self.promotions.push((epoch, asker));
+        Some((asker, change))
     }
 
     /// The process that proposed the promotion of this epoch.

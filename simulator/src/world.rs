@@ -4,6 +4,7 @@
 
 use crate::checker::Checker;
 use crate::client::{Clients, Load};
+use crate::control::{Control, Whole, Word};
 use crate::engine::{Expected, Factory, NewReplica};
 use crate::faults::{Faults, Repair};
 use crate::net::{Due, End, Net};
@@ -35,6 +36,9 @@ pub struct Config {
     pub min_redundancy: u8,
     /// Of the cores.
     pub settings: Settings,
+    /// Whole nodes, with their controllers; `None`: engines with a perfect store and an operator who
+    /// promotes.
+    pub whole: Option<Whole>,
 }
 
 /// Something that is going to happen.
@@ -46,6 +50,8 @@ pub enum Occurrence {
     Disk(Process, u64),
     /// The next metadata write of an attach is done, or the attach is.
     Attach(Process),
+    /// Something arrives at a part of a node's controller, or at its engine from there.
+    Word(Process, Box<Word>),
     /// Something arrives at an end of a connection.
     Deliver(u64, End),
     /// A dial comes to its end.
@@ -141,6 +147,8 @@ pub struct World {
     pub store: Store,
     /// Nodes that the store can't reach now.
     pub store_cut: Vec<bool>,
+    /// The nodes' controllers, where nodes are whole.
+    pub control: Option<Control>,
     /// What clients have under way.
     pub clients: Clients,
     /// How they behave.
@@ -175,8 +183,19 @@ impl World {
             .iter()
             .map(|id| Node::new(*id, DiskId(rng.id()), &config.sizes, rng.id()))
             .collect();
+        if let Some(whole) = &config.whole {
+            let witnesses = config.nodes..config.nodes + whole.witnesses;
+            for id in witnesses.filter_map(NodeId::new) {
+                let mut witness = Node::new(id, DiskId(rng.id()), &[], rng.id());
+                witness.witness = true;
+                nodes.push(witness);
+            }
+            for node in &mut nodes {
+                node.clock = whole.clock(&mut rng);
+            }
+        }
         let mut in_sync = Vec::new();
-        for node in &mut nodes {
+        for node in nodes.iter_mut().filter(|node| !node.witness) {
             let new = NewReplica {
                 cluster,
                 resource,
@@ -205,7 +224,7 @@ impl World {
                 in_sync.push(attached.member());
             }
         }
-        let store = Store::new(Record {
+        let record = Record {
             resource,
             generation: Generation(1),
             epoch: Epoch(0),
@@ -215,7 +234,12 @@ impl World {
             in_sync,
             replicas: ids.iter().copied().collect(),
             min_redundancy: config.min_redundancy,
-        });
+        };
+        let control = config
+            .whole
+            .as_ref()
+            .map(|whole| Control::new(cluster, whole, &nodes, &record, &mut rng));
+        let store = Store::new(record);
         let load = Load::new(&config.sizes, &mut rng);
         let mut world = Self {
             now: Time(1_000_000),
@@ -227,6 +251,7 @@ impl World {
             net: Net::new(nodes.len()),
             store,
             store_cut: vec![false; nodes.len()],
+            control,
             clients: Clients::default(),
             load,
             checker: Checker::new(),
@@ -241,8 +266,8 @@ impl World {
             nodes,
             config,
         };
-        for id in ids {
-            world.start_process(id);
+        for at in 0..world.nodes.len() {
+            world.start_process(world.nodes[at].id);
         }
         world.after_us(100, Occurrence::StoreTick);
         world
@@ -255,6 +280,18 @@ impl World {
         }
         self.after_us(1000, Occurrence::Operator);
         self.after_us(5000, Occurrence::Audit);
+    }
+
+    /// What the node's clock shows.
+    #[must_use]
+    pub fn clock(&self, id: NodeId) -> Time {
+        self.node(id).clock.shows(self.now)
+    }
+
+    /// How many nodes hold a replica: the first ones.
+    #[must_use]
+    pub fn replicas(&self) -> usize {
+        usize::from(self.config.nodes)
     }
 
     /// The record as committed.
@@ -332,14 +369,17 @@ impl World {
         entries
     }
 
-    /// Lets one of [`Self::pending`] happen now, before its turn.
+    /// Lets one of [`Self::pending`] happen now, before its turn. The clock stands still, but for a
+    /// time-out, which comes at its time.
     pub fn fire(&mut self, seq: u64) {
         let mut entries = std::mem::take(&mut self.queue).into_vec();
         let at = entries.iter().position(|Reverse(e)| e.seq == seq);
         let chosen = at.map(|at| entries.swap_remove(at));
         self.queue = entries.into();
         if let Some(Reverse(entry)) = chosen {
-            self.now = self.now.max(entry.at);
+            if matches!(entry.what, Occurrence::Timer(_) | Occurrence::StoreTick) {
+                self.now = self.now.max(entry.at);
+            }
             self.happen(entry.what);
         }
     }
@@ -416,6 +456,7 @@ impl World {
             Occurrence::Timer(process) => self.timer(process),
             Occurrence::Disk(process, op) => self.disk_done(process, op),
             Occurrence::Attach(process) => self.attach_step(process),
+            Occurrence::Word(process, word) => self.word(process, *word),
             Occurrence::Deliver(conn, end) => self.deliver(conn, end),
             Occurrence::Dial(process, peer) => self.dial_done(process, peer),
             Occurrence::Closed(process, conn) => {
@@ -472,7 +513,7 @@ impl World {
         if node.run != process.run || !node.is_running() {
             return None;
         }
-        let until = node.paused_until;
+        let until = node.paused_until.max(node.stalled_until);
         if until > self.now {
             self.at(until, again());
             return None;
@@ -508,7 +549,13 @@ impl World {
             settings: self.config.settings,
         };
         let factory = Rc::clone(&self.factory);
-        let now = self.now;
+        let now = self.clock(id);
+        if self.node(id).witness {
+            self.node_mut(id).run = run;
+            self.node_mut(id).state = State::Running;
+            self.begin_control(id);
+            return;
+        }
         let node = self.node_mut(id);
         node.run = run;
         node.settle(&mut rng);
@@ -547,7 +594,7 @@ impl World {
     }
 
     fn attach_step(&mut self, process: Process) {
-        let now = self.now;
+        let now = self.clock(process.node);
         let node = self.node_mut(process.node);
         if node.run != process.run {
             return;
@@ -575,6 +622,10 @@ impl World {
         node.clean = false;
         self.say(|| format!("{:?} runs", process.node));
         self.rearm(process.node);
+        if self.is_whole() {
+            self.begin_control(process.node);
+            return;
+        }
         let us = self.rng.between(100, 5000);
         self.after_us(us, Occurrence::Declare(member));
         let record = Box::new(self.store.record().clone());
@@ -589,6 +640,7 @@ impl World {
         self.say(|| format!("{id:?} process dies"));
         let process = self.node(id).process();
         let mut rng = self.rng.fork();
+        self.end_control(id, false);
         self.node_mut(id).kill(&mut rng);
         self.clients.forget(process);
         self.operator.forget(process);
@@ -603,6 +655,7 @@ impl World {
         self.say(|| format!("{id:?} loses power ({loss:?})"));
         let process = self.node(id).process();
         let mut rng = self.rng.fork();
+        self.end_control(id, true);
         self.node_mut(id).power_off(loss, &mut rng);
         self.clients.forget(process);
         self.operator.forget(process);
@@ -616,7 +669,12 @@ impl World {
         }
         self.say(|| format!("{id:?} boots"));
         let boot = self.rng.id();
+        let base = Time(self.rng.between(10_000_000, 3_000_000_000));
+        let (now, whole) = (self.now, self.is_whole());
         let node = self.node_mut(id);
+        if whole {
+            (node.clock.base, node.clock.at) = (base, now);
+        }
         node.boot = boot;
         node.state = State::Down;
         self.start_process(id);
@@ -674,7 +732,7 @@ impl World {
         let Some(process) = self.awake(process, || Occurrence::Timer(process)) else {
             return;
         };
-        let now = self.now;
+        let now = self.clock(process.node);
         let node = self.node_mut(process.node);
         let due = node
             .core
@@ -704,7 +762,7 @@ impl World {
         let Some(at) = node.core.as_ref().and_then(|c| c.poll_timeout()) else {
             return;
         };
-        let at = at.max(now);
+        let at = node.clock.when(at).max(now);
         if node.armed.is_none_or(|armed| at < armed) {
             node.armed = Some(at);
             let process = node.process();
@@ -743,8 +801,8 @@ impl World {
             return;
         };
         let node = self.node(process.node);
-        if node.run == process.run && node.is_running() && node.paused_until > self.now {
-            let until = node.paused_until;
+        let until = node.paused_until.max(node.stalled_until);
+        if node.run == process.run && node.is_running() && until > self.now {
             self.at(until, Occurrence::Deliver(conn, end));
             return;
         }
@@ -795,10 +853,14 @@ impl World {
     // --- the store ---
 
     fn store_tick(&mut self) {
+        if self.is_whole() {
+            return;
+        }
         if self.store.up {
             for i in 0..self.nodes.len() {
                 let node = &self.nodes[i];
-                if !node.is_running() || self.store_cut[i] || self.rng.percent(20) {
+                let skipped = self.faults.chance(20, &mut self.rng);
+                if !node.is_running() || self.store_cut[i] || skipped {
                     continue;
                 }
                 let member = Member {
@@ -813,7 +875,7 @@ impl World {
                     .core
                     .as_ref()
                     .is_none_or(|c| c.generation() < self.store.record().generation);
-                if stale || self.rng.percent(10) {
+                if stale || self.faults.chance(10, &mut self.rng) {
                     let record = Box::new(self.store.record().clone());
                     let us = self.rng.between(100, 3000);
                     self.after_us(us, Occurrence::Record(id, record));
@@ -850,7 +912,7 @@ impl World {
         }
     }
 
-    fn committed(&mut self, from: Process, before: &Record, change: &Change) {
+    pub(crate) fn committed(&mut self, from: Process, before: &Record, change: &Change) {
         let after = self.store.record().clone();
         match change {
             Change::Promote { candidate, .. } => {

@@ -31,7 +31,9 @@ pub(crate) fn run(cli: Cli) -> Outcome {
             Operation::Token { valid_s: valid },
             json,
         )),
-        Command::DumpMetadata { file } => node_files::dump_metadata(&file),
+        Command::DumpMetadata { file, device_size } => {
+            node_files::dump_metadata(&file, device_size)
+        }
         Command::Status { resource, watch } => {
             block_on(show::status(&client, resource.as_deref(), json, watch))
         }
@@ -43,6 +45,16 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Resource(ResourceCommand::Delete { name }) => block_on(operate::run(
             &client,
             Operation::DeleteResource { name },
+            json,
+        )),
+        Command::Resource(ResourceCommand::ReplaceDisk(args)) => block_on(operate::run(
+            &client,
+            Operation::ReplaceDisk {
+                resource: args.resource,
+                node: args.node,
+                paths: args.path,
+                metadata: args.metadata,
+            },
             json,
         )),
         Command::Volume(VolumeCommand::Resize { volume, size }) => {

@@ -48,7 +48,7 @@ fn say(message: &str, json: bool, data: &serde_json::Value) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn dump_metadata(file: &Path) -> Outcome {
-    print!("{}", crate::metadata::dump(file)?);
+pub(super) fn dump_metadata(file: &Path, device_size: Option<u64>) -> Outcome {
+    print!("{}", crate::metadata::dump(file, device_size)?);
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
 use controller::core::failover;
+use controller::core::{Access, Policy};
 use controller::pki::{Authority, Identity};
 use controller::runtime::{Config as ControllerConfig, Controller, Engine};
 use controller::store::{Promise, PromiseStore};
@@ -37,6 +38,7 @@ struct FakeState {
     commands: Vec<Command>,
     waiting: Vec<oneshot::Sender<Result<(), CommandError>>>,
     refuse_attach: bool,
+    policy: Option<Policy>,
 }
 
 impl FakePlane {
@@ -96,6 +98,9 @@ impl Plane for FakePlane {
         oneshot::channel().1
     }
 
+    fn policy(&self, _: ResourceId, policy: Policy) {
+        self.state().policy = Some(policy);
+    }
     fn nodes(&self, _: &[NodeEntry]) {}
 
     fn record(&self, record: Record) {
@@ -339,6 +344,10 @@ fn create(min_redundancy: u8) -> Operation {
         sizes: vec![1 << 20],
         replicas: Vec::new(),
         min_redundancy,
+        policy: Policy {
+            access: Access::Follow,
+            ..Policy::default()
+        },
     }
 }
 
@@ -365,6 +374,8 @@ fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
         let done = second.node.operate(create(1)).await.unwrap();
         assert_eq!(done.message, "r0 is created");
         let request = first.plane.state().attached[0].clone();
+        let policy = first.plane.state().policy.unwrap();
+        assert_eq!(policy.access, Access::Follow);
         assert!(request.create);
         assert_eq!(request.volumes[0].path, Path::new("/tmp/r0.img"));
         assert_eq!(
@@ -514,6 +525,7 @@ fn bad_names_and_places_are_refused_with_advice() {
                 metadata: crate::operation::MetadataSpec::Default,
             }],
             min_redundancy: 1,
+            policy: Policy::default(),
         };
         for (operation, words) in [
             (with("a/b", "node1", &[]), "is not a name"),

@@ -51,6 +51,7 @@ fn created() -> Document {
             metadata: MetadataKind::Default,
         }],
         report: None,
+        replaced: None,
     });
     let create = Command::CreateResource {
         name: Name::new("r0").unwrap(),

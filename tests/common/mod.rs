@@ -6,8 +6,9 @@
 pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod fio;
+pub(crate) mod lab;
+pub(crate) mod loops;
 pub(crate) mod nbd;
-pub(crate) mod network;
 pub(crate) mod ports;
 pub(crate) mod stamps;
 pub(crate) mod status;

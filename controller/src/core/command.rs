@@ -3,13 +3,14 @@
 
 use super::consensus::{Voter, VoterId};
 use super::document::{
-    Document, Fencing, MAX_ADDRESSES, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS, Node,
-    NodeState, Policy, Replica, Report, Resource, Version,
+    Backing, Document, Fencing, MAX_ADDRESSES, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES,
+    MAX_VOTERS, Node, NodeState, Policy, Replica, Report, Resource, Version,
 };
 use super::name::Name;
 use serde::{Deserialize, Serialize};
 use vocabulary::{
-    BLOCK_BYTES, Change, Epoch, Generation, HistoryId, Member, NodeId, Record, Refusal, ResourceId,
+    BLOCK_BYTES, Change, DiskId, Epoch, Generation, HistoryId, Member, NodeId, Record, Refusal,
+    ResourceId,
 };
 
 /// Largest volume, in bytes: what a file offset holds less room for metadata (4 EiB).
@@ -115,6 +116,17 @@ pub enum Command {
         /// The change.
         change: Change,
     },
+    /// A replica's disk is gone for good: another, empty one takes its place.
+    ReplaceDisk {
+        /// The resource.
+        resource: ResourceId,
+        /// The replica's node.
+        node: NodeId,
+        /// The disk that is given up.
+        disk: DiskId,
+        /// Where the new one lies.
+        backing: Vec<Backing>,
+    },
 }
 
 /// Why a command was refused. The document is as it was.
@@ -212,6 +224,22 @@ pub enum Refused {
     NoReplica {
         /// The node.
         node: NodeId,
+    },
+    /// The disk is one that the latest data may be on.
+    #[error(
+        "node {node}'s disk is in the in-sync set; it leaves when its node or disk is gone and another member serves, or by `lockstep disconnect`"
+    )]
+    DiskInSync {
+        /// The node.
+        node: NodeId,
+    },
+    /// It is not the replica's disk, or was replaced.
+    #[error("disk {disk} is not the one that node {node}'s replica has")]
+    NotItsDisk {
+        /// The node.
+        node: NodeId,
+        /// The disk.
+        disk: DiskId,
     },
     /// No replica has reported.
     #[error("no replica of {name} has been created yet; see the daemons' logs for the reason")]
@@ -333,6 +361,12 @@ impl Document {
             Command::DeleteResource { resource } => next.delete(*resource)?,
             Command::Declare { resource, report } => next.declare(*resource, *report)?,
             Command::BeginResource { resource } => next.begin(*resource)?,
+            Command::ReplaceDisk {
+                resource,
+                node,
+                disk,
+                backing,
+            } => next.replace_disk(*resource, *node, *disk, backing)?,
             Command::Propose {
                 resource,
                 based_on,
@@ -557,11 +591,60 @@ impl Document {
             .iter_mut()
             .find(|replica| replica.node == node)
             .ok_or(Refused::NoReplica { node })?;
+        let disk = report.member.disk;
+        if replica.replaced == Some(disk) {
+            return Err(Refused::NotItsDisk { node, disk });
+        }
         replica.report = Some(report);
         let all = resource.replicas.iter().all(|r| r.report.is_some());
         if resource.record.is_none() && all {
             resource.record = first_record(resource);
         }
+        Ok(())
+    }
+
+    /// A disk that is not in the in-sync set holds nothing that another does not: it may go. The node
+    /// then makes another one, which is brought up to date like any replica that nobody knows.
+    fn replace_disk(
+        &mut self,
+        id: ResourceId,
+        node: NodeId,
+        disk: DiskId,
+        backing: &[Backing],
+    ) -> Result<(), Refused> {
+        let resource = self.find_mut(id)?;
+        let volumes = resource.initial_sizes.len();
+        let name = resource.name.clone();
+        let record = resource.record.as_ref();
+        let member = record
+            .ok_or(Refused::NotBegun { resource: name })?
+            .member(node)
+            .copied();
+        let replica = resource
+            .replicas
+            .iter_mut()
+            .find(|replica| replica.node == node)
+            .ok_or(Refused::NoReplica { node })?;
+        // The same command once more (its answer was lost) is not an error.
+        if replica.replaced == Some(disk) && replica.backing == backing {
+            return Ok(());
+        }
+        if member.is_some_and(|member| member.disk == disk) {
+            return Err(Refused::DiskInSync { node });
+        }
+        if replica.report.map(|report| report.member.disk) != Some(disk) {
+            return Err(Refused::NotItsDisk { node, disk });
+        }
+        if backing.len() != volumes {
+            return Err(Refused::BackingCount {
+                node,
+                given: count(backing.len()),
+                wanted: count(volumes),
+            });
+        }
+        replica.backing = backing.to_vec();
+        replica.report = None;
+        replica.replaced = Some(disk);
         Ok(())
     }
 

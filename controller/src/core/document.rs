@@ -6,7 +6,7 @@ use super::consensus::{Content, Voter};
 use super::name::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use vocabulary::{ClusterId, HistoryId, Member, NodeId, NodeSet, Record, ResourceId};
+use vocabulary::{ClusterId, DiskId, HistoryId, Member, NodeId, NodeSet, Record, ResourceId};
 
 /// Most resources in a cluster: keeps a document under the frame limit.
 pub const MAX_RESOURCES: usize = 256;
@@ -153,6 +153,8 @@ pub struct Replica {
     pub backing: Vec<Backing>,
     /// What the node last said about its disk; `None`: it was never attached.
     pub report: Option<Report>,
+    /// The disk that an operator had replaced last: never again this replica's.
+    pub replaced: Option<DiskId>,
 }
 
 /// Where a volume of a replica lies.

@@ -39,6 +39,7 @@ fn replica(id: u8) -> Replica {
             metadata: MetadataKind::Default,
         }],
         report: None,
+        replaced: None,
     }
 }
 
@@ -120,6 +121,46 @@ fn after_the_time_limit_it_begins_with_those_that_have_reported() {
     let record = document.resource(R0).unwrap().record.clone().unwrap();
     assert_eq!(record.members(), NodeSet::only(node(1)).with(node(2)));
     assert_eq!(record.replicas.len(), 3);
+}
+
+#[test]
+fn only_a_disk_that_is_not_in_sync_is_replaced_and_it_never_comes_back() {
+    let replace = |id: u8, path: &str| Command::ReplaceDisk {
+        resource: R0,
+        node: node(id),
+        disk: report(id, true).member.disk,
+        backing: vec![Backing {
+            path: path.to_owned(),
+            metadata: MetadataKind::Default,
+        }],
+    };
+    let document = run(
+        &cluster(),
+        &[
+            create(&[0, 1]),
+            declare(report(0, true)),
+            Command::BeginResource { resource: R0 },
+            declare(report(1, true)),
+        ],
+    );
+    let disk = report(1, true).member.disk;
+    assert_eq!(
+        document.apply(&replace(0, "new.img")),
+        Err(Refused::DiskInSync { node: node(0) })
+    );
+    let next = run(&document, &[replace(1, "new.img")]);
+    let replica = next.resource(R0).unwrap().replica(node(1)).unwrap();
+    assert_eq!((replica.report, replica.replaced), (None, Some(disk)));
+    assert_eq!(replica.backing[0].path, "new.img");
+    // Once more, as when the answer was lost.
+    assert_eq!(run(&next, &[replace(1, "new.img")]), next);
+    assert_eq!(
+        next.apply(&declare(report(1, true))),
+        Err(Refused::NotItsDisk {
+            node: node(1),
+            disk
+        })
+    );
 }
 
 #[test]

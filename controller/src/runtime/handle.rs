@@ -90,7 +90,7 @@ pub enum PeerError {
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
     who: Who,
-    votes: bool,
+    stored: Option<Arc<Document>>,
     addresses: Addresses,
     jobs: mpsc::Sender<Job>,
     known: Known,
@@ -99,14 +99,14 @@ pub struct StoreHandle {
 impl StoreHandle {
     pub(super) const fn new(
         who: Who,
-        votes: bool,
+        stored: Option<Arc<Document>>,
         addresses: Addresses,
         jobs: mpsc::Sender<Job>,
         known: Known,
     ) -> Self {
         Self {
             who,
-            votes,
+            stored,
             addresses,
             jobs,
             known,
@@ -193,10 +193,11 @@ impl StoreHandle {
         self.known.leader.subscribe()
     }
 
-    /// Does this node keep a voter?
+    /// What this node's voter had stored when it started: to be shown, never to be acted on. `None`
+    /// where it has none, or had been told nothing yet.
     #[must_use]
-    pub const fn votes(&self) -> bool {
-        self.votes
+    pub fn stored(&self) -> Option<Arc<Document>> {
+        self.stored.clone()
     }
 
     /// Hands an operator's command to another node and waits for its answer.

@@ -139,13 +139,14 @@ impl Controller {
             name: config.name,
             identity: config.identity.clone(),
         };
-        let handle = StoreHandle::new(
-            who.clone(),
-            config.voter.is_some(),
-            addresses.clone(),
-            jobs,
-            known.clone(),
-        );
+        let stored = config
+            .voter
+            .as_ref()
+            .map(|(_, promise)| &promise.entry.content);
+        let stored = stored
+            .filter(|document| !document.nodes.is_empty())
+            .map(|document| Arc::new(document.clone()));
+        let handle = StoreHandle::new(who.clone(), stored, addresses.clone(), jobs, known.clone());
         let beacons = beacons::Beacons {
             seals: config.identity.beacons().clone(),
             node: config.identity.node(),

@@ -163,6 +163,7 @@ fn create() -> Command {
                     metadata: MetadataKind::Default,
                 }],
                 report: None,
+                replaced: None,
             })
             .to_vec(),
         min_redundancy: 1,

@@ -44,11 +44,11 @@ fn the_bytes_of_a_copy_stay_as_they_are() {
         concat!(
             "4c53434f4e464947",                 // magic
             "02000000",                         // format
-            "2b000000",                         // length
+            "2c000000",                         // length
             "0300000000000000",                 // sequence
             "100f0e0d0c0b0a090807060504030201", // cluster
-            "135e838b",                         // checksum of the promise
-            "6817cd21",                         // checksum of the header
+            "94e4f851",                         // checksum of the promise
+            "ccbf7919",                         // checksum of the header
             // voter, term, vote, position of the entry
             "05",
             "04",

@@ -155,7 +155,7 @@ pub(super) struct Peer {
     /// What frames say of the sender's record: of the last record that went out on this connection
     /// ("record travels first"), or on the replica's side of the record that the core has.
     pub(super) position: (Epoch, Generation),
-    /// This node dialled: it is the primary's side.
+    /// This node dialled as the primary, whose record travels first.
     pub(super) is_dialed: bool,
     /// The payload that the decoder waits for, while the pool is at its limit.
     payload_wanted: Option<usize>,
@@ -310,22 +310,12 @@ impl Peer {
             epoch: self.position.0,
             generation: self.position.1,
         };
-        let crc = match &message {
-            Message::Write { data, .. }
-            | Message::Fetched {
-                data: Some(data), ..
-            } => Some(crcs.of(data)),
-            _ => None,
-        };
+        let crc = message.payload().map(|data| crcs.of(data));
         if let Err(error) = encode(&context, &message, crc, self.outbox.batch.headers()) {
             tracing::error!(%error, "a message can't be sent");
             return false;
         }
-        if let Message::Write { data, .. }
-        | Message::Fetched {
-            data: Some(data), ..
-        } = message
-        {
+        if let Some(data) = message.into_payload() {
             append(&mut self.outbox.batch, data);
         }
         self.outbox.unsent() <= MAX_UNSENT_BYTES

@@ -517,6 +517,7 @@ impl Plane {
         let event = match done {
             WorkDone::Hash(result) => Event::HashDone { op, result },
             WorkDone::Grow(result) => Event::GrowDone { op, result },
+            WorkDone::MetadataMoved(result) => Event::MetadataMoved { op, result },
         };
         self.feed(place, event);
     }
@@ -564,6 +565,11 @@ impl Plane {
                 Some(place) => self.remove(place, reply),
                 None => reply(Err(PlaneError::Unknown(resource))),
             },
+            Control::Access(resource, access) => {
+                if let Some(place) = self.place_of(resource) {
+                    self.feed(place, Event::Access(access));
+                }
+            }
             Control::Peers(addresses) => self.addresses = addresses,
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {

@@ -4,7 +4,7 @@
 
 use super::pool::{Pool, PoolBuf, PoolMut};
 use super::ring::{Fd, Op, OpKey, Ring, SendBatch};
-use super::tls::{MAX_RECORD_BYTES, Opened, Tls};
+use super::tls::{MAX_OPENED_BYTES, Opened, Tls};
 use crate::core::api::Payload;
 use nix::errno::Errno;
 use std::os::fd::AsRawFd as _;
@@ -84,7 +84,7 @@ impl Inbox {
         let Some(sealed) = &mut self.sealed else {
             return Ok(Opened::NeedMore);
         };
-        let Some(received) = &mut sealed.buffer else {
+        let Some(received) = &sealed.buffer else {
             return Ok(Opened::NeedMore);
         };
         if sealed.start == sealed.end {
@@ -94,10 +94,10 @@ impl Inbox {
             return Ok(Opened::NeedMore);
         };
         make_room(&mut buffer, &mut self.start, &mut self.end);
-        debug_assert!(RECEIVE_BYTES - self.end >= MAX_RECORD_BYTES);
+        debug_assert!(RECEIVE_BYTES - self.end >= MAX_OPENED_BYTES);
         let (payload, end) = (&mut self.payload, &mut self.end);
         let is_next = self.start == *end;
-        let bytes = &mut received.space()[sealed.start..sealed.end];
+        let bytes = &received.bytes()[sealed.start..sealed.end];
         let result = tls.open(bytes, |plaintext| {
             let mut rest = plaintext;
             // What belongs to a payload goes where it is wanted at once.

@@ -50,6 +50,8 @@ class Writer(threading.Thread):
         self.answered_at = time.monotonic()
         self.longest_s = 0.0
         self.errors = 0
+        self.path: Path | None = None
+        self.other: Path | None = None  # not the one that was wanted
         self.fault: str | None = None
         self.stopping = threading.Event()
 
@@ -61,7 +63,8 @@ class Writer(threading.Thread):
                 time.sleep(0.005)
                 continue
             try:
-                while not self.stopping.is_set():
+                # Where it is to use another export now it goes there by itself.
+                while not self.stopping.is_set() and self.path in (self.sockets()[0], self.other):
                     self._write(client, step * 7919 % BLOCKS)
                     if step % 4 == 0:
                         self._read(client, step * 104729 % BLOCKS)
@@ -72,9 +75,12 @@ class Writer(threading.Thread):
                 client.close()
 
     def _open(self) -> Client | None:
-        for path in self.sockets():
+        first, *others = self.sockets()
+        for path in (first, *others):
             with contextlib.suppress(OSError, NbdError):
-                return Client(path, "r0")
+                client = Client(path, "r0")
+                self.path, self.other = path, path if path != first else None
+                return client
         return None
 
     def _write(self, client: Client, block: int) -> None:

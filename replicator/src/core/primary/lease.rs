@@ -32,19 +32,20 @@ impl<P> Lease<P> {
         }
     }
 
-    fn granted_by(&self, node: NodeId) -> Time {
-        self.granted.get(&node).copied().unwrap_or_default()
+    /// Up to when the replica has granted it.
+    fn until_of(&self, node: NodeId, lease_ms: u64) -> Time {
+        let sent = self.granted.get(&node);
+        sent.map_or(Time(0), |sent| sent.plus_ms(lease_ms))
     }
 }
 
 impl<P: Payload> Primary<P> {
     /// The replica acknowledged a beacon of this epoch that was sent then.
     pub(crate) fn granted(&mut self, cx: &mut Cx<'_, '_, P>, node: NodeId, sent: Time) {
-        let newest = self.lease.granted.entry(node).or_default();
-        if *newest >= sent {
+        if self.lease.granted.get(&node).is_some_and(|at| *at >= sent) {
             return;
         }
-        *newest = sent;
+        self.lease.granted.insert(node, sent);
         self.changed = true;
         self.check_lease(cx);
     }
@@ -69,9 +70,7 @@ impl<P: Payload> Primary<P> {
             self.required.without(self.node)
         };
         let lease_ms = self.settings.lease_ms;
-        let until = over
-            .iter()
-            .map(|node| self.lease.granted_by(node).plus_ms(lease_ms));
+        let until = over.iter().map(|node| self.lease.until_of(node, lease_ms));
         self.lease.until = until.min().unwrap_or(Time(u64::MAX));
         self.answer_waiting(cx);
     }
@@ -119,7 +118,7 @@ impl<P: Payload> Primary<P> {
 
     /// Does this replica's lease last?
     pub(super) fn leased_by(&self, node: NodeId, now: Time) -> bool {
-        now < self.lease.granted_by(node).plus_ms(self.settings.lease_ms)
+        now < self.lease.until_of(node, self.settings.lease_ms)
     }
 
     /// Since when this replica has owed a lease for longer than one lasts; `None`: it owes none, or the
@@ -128,13 +127,13 @@ impl<P: Payload> Primary<P> {
     pub(super) fn lease_owed(&self, cx: &Cx<'_, '_, P>, node: NodeId) -> Option<Time> {
         let now = cx.now();
         let lease_ms = self.settings.lease_ms;
-        let granted = self.lease.granted_by(node);
-        if now < granted.max(self.lease.since).plus_ms(lease_ms) || self.stood_still(now) {
+        let until = self.lease.until_of(node, lease_ms);
+        if now < until.max(self.lease.since.plus_ms(lease_ms)) || self.stood_still(now) {
             return None;
         }
         let oldest = cx.local.oldest_request();
         let overdue = oldest.is_some_and(|since| now.ms_since(since) >= lease_ms / 2);
-        (!overdue).then_some(granted)
+        (!overdue).then_some(until)
     }
 
     fn stood_still(&self, now: Time) -> bool {

@@ -11,7 +11,7 @@ use super::super::ring::{RingError, RingStats};
 use super::super::tls::PeerCredentials;
 use super::super::worker::WorkDone;
 use super::{Pulse, WorkKey};
-use crate::core::api::{Action, Command, CommandError, Event, Notice};
+use crate::core::api::{Access, Action, Command, CommandError, Event, Notice};
 use crate::core::status::{Standing, Status};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,8 +38,8 @@ pub trait Machine {
     fn frame_context(&self) -> (Epoch, Generation);
     /// The record that it has.
     fn record(&self) -> Option<&Record>;
-    /// Does it serve clients?
-    fn serves(&self) -> bool;
+    /// Does it take clients' requests?
+    fn takes_clients(&self) -> bool;
     /// What leases and fail-over need to know of it.
     fn standing(&self) -> Standing;
 }
@@ -82,11 +82,11 @@ pub enum Report {
         /// The change.
         change: Change,
     },
-    /// It serves now, or not any more, or has another record: what exports are made of. Or its standing
-    /// is another: what leases and fail-over go by.
+    /// It takes clients' requests now, or not any more, or has another record: what exports are made
+    /// of. Or its standing is another: what leases and fail-over go by.
     State {
-        /// Does it serve clients?
-        serves: bool,
+        /// Does it take clients' requests?
+        takes_clients: bool,
         /// The record that it has.
         record: Option<Record>,
         /// Its disk, its epoch as primary, and whom it requires.
@@ -189,6 +189,7 @@ pub(super) enum Control {
     Add(Box<NewResource>, Reply<Result<(), PlaneError>>),
     Remove(ResourceId, Reply<Result<(), PlaneError>>),
     Peers(BTreeMap<NodeId, Vec<PeerAddress>>),
+    Access(ResourceId, Access),
     Record(Box<Record>),
     Refused {
         resource: ResourceId,
@@ -284,6 +285,11 @@ impl PlaneHandle {
     /// Where the other nodes' replicas listen from now on; each dial takes the next address of a node.
     pub fn set_peers(&self, peers: BTreeMap<NodeId, Vec<PeerAddress>>) {
         let _ = self.post.send(Control::Peers(peers));
+    }
+
+    /// Which nodes take clients' requests of a resource, from now on.
+    pub fn access(&self, resource: ResourceId, access: Access) {
+        let _ = self.post.send(Control::Access(resource, access));
     }
 
     /// A record that is known to be committed, in any order and as often as it likes.

@@ -94,6 +94,7 @@ impl Plane {
         }
         prepare(&peer.fd);
         let Some(credentials) = &self.credentials else {
+            peer.state = PeerState::Open;
             peer.arm(&mut self.ring, &self.pool, Token::PeerRecv(index));
             return self.dialed(index, node);
         };
@@ -221,10 +222,14 @@ impl Plane {
     fn message(&mut self, index: usize, header: FrameHeader, message: Message<PoolBuf>) {
         let peer = &mut self.peers[index];
         if peer.state == PeerState::Anonymous {
-            // The decoder lets nothing but a Hello of this cluster through first.
+            // The decoder lets nothing but a Hello or an Attach of this cluster through first.
             if let (Some(tls), Some(credentials)) = (&peer.tls, &self.credentials) {
                 let proved = credentials.node(tls.certificates());
-                if !matches!(&message, Message::Hello { node, .. } if Some(*node) == proved) {
+                let claimed = match &message {
+                    Message::Hello { node, .. } | Message::Attach { node, .. } => Some(*node),
+                    _ => None,
+                };
+                if claimed.is_none() || claimed != proved {
                     tracing::warn!(
                         ?proved,
                         "a peer says that it is another node than it proves"
@@ -267,7 +272,8 @@ impl Plane {
         let Some(slot) = peer.resource.and_then(|(at, _)| self.resources.get(at)) else {
             return;
         };
-        if !peer.is_dialed {
+        let follows = matches!(message, Message::Attach { .. } | Message::Forward { .. });
+        if !peer.is_dialed || follows {
             peer.position = slot.machine.frame_context();
         }
         if peer.send((slot.cluster, slot.id), message, &mut self.crcs) {

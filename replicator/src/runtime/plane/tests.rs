@@ -311,9 +311,29 @@ fn hashes_come_back_through_the_worker() {
     let node = Node::single(&store);
     assert_eq!(node.client().write(4096, &[1; 4096]), Ok(()));
     // The fake's verify digests the first two blocks and fails unless the first is zero.
-    assert!(command(&node.handle, RESOURCE, Command::Verify { repair: false }).is_ok());
+    assert!(
+        command(
+            &node.handle,
+            RESOURCE,
+            Command::Verify {
+                node: None,
+                repair: false
+            }
+        )
+        .is_ok()
+    );
     assert_eq!(node.client().write(0, &[1; 4096]), Ok(()));
-    assert!(command(&node.handle, RESOURCE, Command::Verify { repair: false }).is_err());
+    assert!(
+        command(
+            &node.handle,
+            RESOURCE,
+            Command::Verify {
+                node: None,
+                repair: false
+            }
+        )
+        .is_err()
+    );
 }
 
 #[test]

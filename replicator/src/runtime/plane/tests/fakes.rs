@@ -580,7 +580,7 @@ impl Machine for Fake {
         None
     }
 
-    fn serves(&self) -> bool {
+    fn takes_clients(&self) -> bool {
         true
     }
 

@@ -1,0 +1,1014 @@
+//! The controllers of whole nodes: on each machine a voter, whose promise lies on a simulated disk, and
+//! fail-over, which gets documents from it and talks to the engine, as in production each in a thread
+//! of its own. What voters and beacons say travels over the simulated network and is lost, late,
+//! doubled and overtaken. Mirrors the node's glue, and notes what is committed anywhere.
+
+use crate::node::{Clock, Node};
+use crate::rng::Rng;
+use crate::rules::Rule;
+use crate::store::Process;
+use crate::world::{Occurrence, World};
+use controller::core::consensus::{
+    self, Action, CommandId, Consensus, Decision, Envelope, Event, Promise, Term, Voter, VoterId,
+};
+use controller::core::failover::{self, Failover, Local, Message};
+use controller::core::{
+    Command, Document, Name, Node as DocumentNode, NodeState, Policy, Refused, Replica, Report,
+    Resource, Version,
+};
+use replicator::core::api;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use vocabulary::{
+    Change, ClusterId, Generation, Member, NodeId, Record, Refusal, ResourceId, Time,
+};
+
+/// Commands of fail-over to its engine are numbered from here; even: promotions, odd: demotions.
+pub const FAILOVER_COMMANDS: u64 = 1 << 40;
+/// The process that runs on a node when something arrives.
+const ANYBODY: u64 = u64::MAX;
+/// A leader is looked for this long, in ms.
+const SEARCH_MS: u64 = 5_000;
+/// Wait before a leader that was not one is asked again, in ms.
+const AGAIN_MS: u64 = 30;
+/// Wait before a replica is declared again, in ms.
+const DECLARE_MS: u64 = 500;
+
+/// How whole nodes are made.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// Machines with a vote only.
+    pub witnesses: u8,
+    /// Of the voters.
+    pub consensus: consensus::Settings,
+    /// Of leases.
+    pub failover: failover::Settings,
+    /// A data plane that stood still for so long is not trusted, in ms.
+    pub turn_limit_ms: u64,
+    /// Nor one with a disk request that old, in ms.
+    pub disk_limit_ms: u64,
+}
+
+impl Whole {
+    /// A machine's clock: any value, and as fast or slow as the drift bound between two allows.
+    #[must_use]
+    pub fn clock(&self, rng: &mut Rng) -> Clock {
+        let bound = self.failover.drift_percent * 10_000 / 2;
+        let ppm = [0, bound / 2, bound][rng.index(3)];
+        let ppm = i64::try_from(ppm).unwrap_or(0);
+        Clock {
+            base: Time(rng.between(10_000_000, 1 << 50)),
+            at: Time(0),
+            ppm: if rng.percent(50) { ppm } else { -ppm },
+        }
+    }
+}
+
+/// What arrives at a thread of a node.
+#[derive(Clone, Debug)]
+pub enum Word {
+    /// To the voter: from another one.
+    Envelope(Envelope<Document>),
+    /// To the voter: its time may have come.
+    VoterTick,
+    /// To the voter: a copy of its promise is written.
+    Written,
+    /// To the leader: a node wants a change.
+    Ask(Process, u64, Command),
+    /// To the asker: what became of it.
+    Decided(u64, Decision<Refused>),
+    /// To the asker: try that again.
+    Again(u64),
+    /// To fail-over: a datagram.
+    Beacon(NodeId, Message),
+    /// To fail-over: this is committed.
+    Document(Rc<Document>),
+    /// To fail-over: there is a leader, or none.
+    Leader(bool),
+    /// To fail-over: the voter is up to date.
+    Current,
+    /// To fail-over: how the replica stands.
+    Local(Local),
+    /// To fail-over: its promotion has ended.
+    Ended,
+    /// To fail-over: its time may have come.
+    BeaconTick,
+    /// To the engine: something from the controller.
+    Engine(Box<api::Event<crate::payload::Stamps>>),
+}
+
+/// Between which threads something is passed on; the order is kept.
+#[derive(Clone, Copy, Debug)]
+enum Lane {
+    VoterToBeacons,
+    EngineToBeacons,
+    BeaconsToEngine,
+    VoterToEngine,
+}
+
+/// Who wants a change.
+#[derive(Clone, Debug)]
+enum Origin {
+    Engine(Generation),
+    Declaration,
+    Operator,
+}
+
+#[derive(Clone, Debug)]
+struct Asked {
+    command: Command,
+    origin: Origin,
+    until: Time,
+}
+
+type Slot = Option<(u64, Promise<Document>)>;
+
+#[derive(Clone, Debug)]
+struct Write {
+    number: u64,
+    promise: Promise<Document>,
+    copies: usize,
+}
+
+/// A running controller.
+#[derive(Clone, Debug)]
+struct Mind {
+    voter: Consensus<Document>,
+    failover: Failover,
+    write: Option<Write>,
+    pending: Option<(u64, Promise<Document>)>,
+    asked: BTreeMap<u64, Asked>,
+    /// Commands that this voter has taken, by its number.
+    jobs: BTreeMap<u64, (Process, u64)>,
+    version: u64,
+    leader: Option<NodeId>,
+    current: bool,
+    turns: bool,
+    told: Option<replicator::core::status::Standing>,
+    lanes: [Time; 4],
+    voter_armed: Option<Time>,
+    beacons_armed: Option<Time>,
+}
+
+#[derive(Clone, Debug)]
+struct Seat {
+    /// Both copies of the voter's promise, with the number of the write.
+    copies: [Slot; 2],
+    writes: u64,
+    mind: Option<Mind>,
+}
+
+/// All controllers, and what is known of them from outside.
+#[derive(Clone, Debug)]
+pub struct Control {
+    whole: Whole,
+    resource: ResourceId,
+    seats: Vec<Seat>,
+    next: u64,
+    /// Who has led in which term.
+    leaders: BTreeMap<Term, VoterId>,
+    /// Every document that was seen committed.
+    chain: BTreeMap<Version, Rc<Document>>,
+    newest: Rc<Document>,
+    /// Percent of datagrams that are lost, and that are late.
+    loss: u64,
+    late: u64,
+}
+
+impl Control {
+    /// Voters on all of these machines that agree on this record.
+    #[must_use]
+    pub fn new(
+        cluster: ClusterId,
+        whole: &Whole,
+        nodes: &[Node],
+        record: &Record,
+        rng: &mut Rng,
+    ) -> Self {
+        let voters: Vec<Voter> = nodes
+            .iter()
+            .map(|node| Voter {
+                node: node.id,
+                id: VoterId(rng.draw()),
+            })
+            .collect();
+        let name = |text: String| Name::new(&text);
+        let mut document = Document::new(cluster);
+        document.voters.clone_from(&voters);
+        for node in nodes {
+            let Ok(name) = name(format!("node{}", node.id)) else {
+                continue;
+            };
+            document.nodes.push(DocumentNode {
+                id: node.id,
+                name,
+                control: Vec::new(),
+                replication: Vec::new(),
+                state: NodeState::Online,
+                fencing: None,
+            });
+        }
+        if let Ok(name) = name("r0".to_owned()) {
+            let replica = |node| Replica {
+                node,
+                backing: Vec::new(),
+                report: None,
+                replaced: None,
+            };
+            document.resources.push(Resource {
+                name,
+                id: record.resource,
+                initial_sizes: record.sizes.clone(),
+                replicas: record.replicas.iter().map(replica).collect(),
+                min_redundancy: record.min_redundancy,
+                policy: Policy::default(),
+                up: true,
+                next: None,
+                history: record.history,
+                record: Some(record.clone()),
+            });
+        }
+        let seats = voters
+            .iter()
+            .map(|voter| {
+                let copy = Some((0, Promise::new(voter.id, document.clone())));
+                Seat {
+                    copies: [copy.clone(), copy],
+                    writes: 0,
+                    mind: None,
+                }
+            })
+            .collect();
+        let newest = Rc::new(document);
+        Self {
+            whole: whole.clone(),
+            resource: record.resource,
+            seats,
+            next: 0,
+            leaders: BTreeMap::new(),
+            chain: BTreeMap::from([(newest.version, Rc::clone(&newest))]),
+            newest,
+            loss: 0,
+            late: 0,
+        }
+    }
+
+    /// The network carries datagrams so badly, in percent.
+    pub fn disturb(&mut self, loss: u64, late: u64) {
+        (self.loss, self.late) = (loss, late);
+    }
+
+    /// The newest document that is committed anywhere.
+    #[must_use]
+    pub fn document(&self) -> &Document {
+        &self.newest
+    }
+
+    fn mind(&mut self, id: NodeId) -> Option<&mut Mind> {
+        self.seats.get_mut(id.index())?.mind.as_mut()
+    }
+}
+
+impl World {
+    /// Do the nodes have controllers?
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.control.is_some()
+    }
+
+    fn mind(&mut self, id: NodeId) -> Option<&mut Mind> {
+        self.control.as_mut()?.mind(id)
+    }
+
+    // --- processes ---
+
+    /// The process has started: its controller does too.
+    pub(crate) fn begin_control(&mut self, id: NodeId) {
+        let random = self.rng.draw();
+        let now = self.clock(id);
+        let run = self.node(id).run;
+        let node = self.node(id);
+        let report = Report {
+            member: Member {
+                node: id,
+                disk: node.disk,
+                incarnation: node.incarnation,
+            },
+            empty: false,
+        };
+        let witness = node.witness;
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        let resource = control.resource;
+        let (settings, leases) = (control.whole.consensus, control.whole.failover);
+        let seat = &mut control.seats[id.index()];
+        let newest = seat
+            .copies
+            .iter()
+            .flatten()
+            .max_by_key(|(number, _)| *number);
+        let Some((_, promise)) = newest.cloned() else {
+            self.broken(
+                Rule::Intact,
+                format!("node {id} has lost its voter's promise"),
+            );
+            return;
+        };
+        let copy = Some((seat.writes, promise.clone()));
+        seat.copies = [copy.clone(), copy];
+        seat.mind = Some(Mind {
+            voter: Consensus::new(id, promise, settings, random, now),
+            failover: Failover::new(id, run, leases, now),
+            write: None,
+            pending: None,
+            asked: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            version: 0,
+            leader: None,
+            current: false,
+            turns: true,
+            told: None,
+            lanes: [Time(0); 4],
+            voter_armed: None,
+            beacons_armed: None,
+        });
+        self.arm(id);
+        if !witness {
+            self.tell_standing(id);
+            self.ask(
+                id,
+                Command::Declare { resource, report },
+                Origin::Declaration,
+            );
+        }
+    }
+
+    /// The process is dead. A copy that was being written may be old, new or, without power, torn.
+    pub(crate) fn end_control(&mut self, id: NodeId, power: bool) {
+        let fate = self.rng.below(if power { 3 } else { 2 });
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        let seat = &mut control.seats[id.index()];
+        let Some(mind) = seat.mind.take() else { return };
+        if let Some(write) = mind.write {
+            match fate {
+                0 => {}
+                1 => seat.copies[write.copies] = Some((seat.writes, write.promise)),
+                _ => seat.copies[write.copies] = None,
+            }
+        }
+    }
+
+    /// Like [`World::awake`], for the threads that the data plane's does not hold up.
+    fn thinks(&mut self, process: Process, again: impl FnOnce() -> Occurrence) -> Option<NodeId> {
+        let node = self.node(process.node);
+        if node.run != process.run || !node.is_running() {
+            return None;
+        }
+        let until = node.paused_until;
+        if until > self.now {
+            self.at(until, again());
+            return None;
+        }
+        Some(process.node)
+    }
+
+    fn arm(&mut self, id: NodeId) {
+        let clock = self.node(id).clock;
+        let process = self.node(id).process();
+        let now = self.now;
+        let Some(mind) = self.mind(id) else { return };
+        let voter = clock.when(mind.voter.poll_timeout()).max(now);
+        let beacons = clock.when(mind.failover.poll_timeout()).max(now);
+        let due = |armed: &mut Option<Time>, at: Time| {
+            let sooner = armed.is_none_or(|armed| at < armed);
+            if sooner {
+                *armed = Some(at);
+            }
+            sooner
+        };
+        let voter_due = due(&mut mind.voter_armed, voter);
+        let beacons_due = due(&mut mind.beacons_armed, beacons);
+        if voter_due {
+            self.at(voter, Occurrence::Word(process, Box::new(Word::VoterTick)));
+        }
+        if beacons_due {
+            self.at(
+                beacons,
+                Occurrence::Word(process, Box::new(Word::BeaconTick)),
+            );
+        }
+    }
+
+    /// Something arrives.
+    pub(crate) fn word(&mut self, mut process: Process, word: Word) {
+        if process.run == ANYBODY {
+            process = self.node(process.node).process();
+        }
+        if let Word::Engine(event) = word {
+            let again = || Occurrence::Word(process, Box::new(Word::Engine(event.clone())));
+            if self.awake(process, again).is_some() {
+                self.feed(process.node, *event);
+            }
+            return;
+        }
+        let again = || Occurrence::Word(process, Box::new(word.clone()));
+        let Some(id) = self.thinks(process, again) else {
+            return;
+        };
+        if !matches!(word, Word::VoterTick | Word::BeaconTick) {
+            self.say(|| format!("{id:?} : {}", brief(&word)));
+        }
+        match word {
+            Word::Envelope(envelope) => self.voter(id, Event::Message(envelope)),
+            Word::VoterTick => {
+                if let Some(mind) = self.mind(id) {
+                    mind.voter_armed = None;
+                }
+                self.voter(id, Event::Tick);
+            }
+            Word::Written => self.written(id),
+            Word::Ask(from, number, command) => self.take(id, from, number, command),
+            Word::Decided(number, decision) => self.decided(id, number, decision),
+            Word::Again(number) => self.route(id, number),
+            Word::Beacon(from, message) => {
+                self.failover(id, failover::Event::Message(from, message));
+            }
+            Word::Document(document) => {
+                self.failover(id, failover::Event::Document(&document));
+            }
+            Word::Leader(is) => self.failover(id, failover::Event::Store(is)),
+            Word::Current => self.failover(id, failover::Event::Current),
+            Word::Local(local) => {
+                let resource = self.control.as_ref().map(|c| c.resource);
+                if let Some(resource) = resource {
+                    self.failover(id, failover::Event::Replica(resource, Some(local)));
+                }
+            }
+            Word::Ended => {
+                let resource = self.control.as_ref().map(|c| c.resource);
+                if let Some(resource) = resource {
+                    self.failover(id, failover::Event::PromotionEnded(resource));
+                }
+            }
+            Word::BeaconTick => {
+                let turns = self.turns(id);
+                if let Some(mind) = self.mind(id) {
+                    mind.beacons_armed = None;
+                    if std::mem::replace(&mut mind.turns, turns) != turns {
+                        self.failover(id, failover::Event::Turning(turns));
+                    }
+                }
+                self.failover(id, failover::Event::Tick);
+            }
+            Word::Engine(_) => {}
+        }
+    }
+
+    /// Passes something on between two threads of a node.
+    fn pass(&mut self, id: NodeId, lane: Lane, word: Word) {
+        // A thread may have to wait for a core of the machine.
+        let us = if self.rng.percent(2) {
+            self.rng.between(500, 20_000)
+        } else {
+            self.rng.between(2, 100)
+        };
+        let at = Time(self.now.0 + us * 1000);
+        let Some(mind) = self.mind(id) else { return };
+        let due = &mut mind.lanes[lane as usize];
+        *due = at.max(*due);
+        let at = *due;
+        let process = self.node(id).process();
+        self.at(at, Occurrence::Word(process, Box::new(word)));
+    }
+
+    fn tell_engine(&mut self, id: NodeId, lane: Lane, event: api::Event<crate::payload::Stamps>) {
+        if !self.node(id).witness {
+            self.pass(id, lane, Word::Engine(Box::new(event)));
+        }
+    }
+
+    /// Sends something to another node's controller.
+    fn post(&mut self, from: NodeId, to: NodeId, word: Word) {
+        let Some(control) = &self.control else { return };
+        let (loss, late) = (control.loss, control.late);
+        if self.net.is_cut(from, to) || to.index() >= self.nodes.len() {
+            return;
+        }
+        let copies = match self.rng.below(100) {
+            dice if dice < loss => 0,
+            dice if dice < loss + loss / 4 => 2,
+            _ => 1,
+        };
+        let longest = self.net.delay_us[from.index()][to.index()];
+        for _ in 0..copies {
+            let us = if self.rng.percent(late) {
+                self.rng.between(longest, 1_500_000)
+            } else {
+                self.rng.between(longest / 4 + 1, longest + 1)
+            };
+            let process = Process {
+                node: to,
+                run: ANYBODY,
+            };
+            self.after_us(us, Occurrence::Word(process, Box::new(word.clone())));
+        }
+    }
+
+    // --- the voter ---
+
+    fn voter(&mut self, id: NodeId, event: Event<Document>) {
+        let now = self.clock(id);
+        let run = self.node(id).run;
+        let Some(mind) = self.mind(id) else { return };
+        let mut out = Vec::new();
+        mind.voter.handle(now, event, &mut out);
+        if mind.voter.leads() {
+            let (term, me) = (mind.voter.promise().term, mind.voter.me().id);
+            let leaders = self.control.as_mut().map(|c| &mut c.leaders);
+            let first = leaders.map_or(me, |leaders| *leaders.entry(term).or_insert(me));
+            if first != me {
+                let what = format!("{me:?} leads in {term:?}, as {first:?} did");
+                self.broken(Rule::Agreement, what);
+                return;
+            }
+        }
+        for action in out {
+            let chance = match &action {
+                Action::Persist { .. } => 40,
+                Action::Committed { .. } => 100,
+                Action::Send { .. } => 4,
+                Action::Answer { .. } | Action::Leader(_) => 0,
+            };
+            match action {
+                Action::Persist { number, promise } => {
+                    if let Some(mind) = self.mind(id) {
+                        mind.pending = Some((number, promise));
+                    }
+                    self.write(id);
+                }
+                Action::Send { node, envelope } => self.post(id, node, Word::Envelope(envelope)),
+                Action::Committed { content, .. } => self.learned(id, content),
+                Action::Answer {
+                    id: CommandId(job),
+                    decision,
+                } => {
+                    let Some(mind) = self.mind(id) else { return };
+                    if let Some((asker, number)) = mind.jobs.remove(&job) {
+                        if asker.node == id {
+                            self.decided(id, number, decision);
+                        } else {
+                            self.post(id, asker.node, Word::Decided(number, decision));
+                        }
+                    }
+                }
+                Action::Leader(_) => {}
+            }
+            let eager = if self.faults.is_active() {
+                self.faults.eager * chance
+            } else {
+                0
+            };
+            if eager > 0 && self.rng.per_10k(eager) {
+                self.strike(id);
+            }
+            if self.violation.is_some() || self.node(id).run != run || !self.node(id).is_running() {
+                return;
+            }
+        }
+        let Some(mind) = self.mind(id) else { return };
+        let (leader, current) = (mind.voter.leader(), mind.voter.is_current());
+        let led = std::mem::replace(&mut mind.leader, leader);
+        let was_current = std::mem::replace(&mut mind.current, current);
+        if led != leader {
+            self.pass(id, Lane::VoterToBeacons, Word::Leader(leader.is_some()));
+        }
+        if current && !was_current {
+            self.pass(id, Lane::VoterToBeacons, Word::Current);
+        }
+        self.arm(id);
+    }
+
+    /// Begins to write the newest promise, where none is being written.
+    fn write(&mut self, id: NodeId) {
+        let slower = self.node(id).health.slower.max(1);
+        let us = self.rng.between(50, 600) * slower.min(20);
+        let process = self.node(id).process();
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        let seat = &mut control.seats[id.index()];
+        let Some(mind) = &mut seat.mind else { return };
+        if mind.write.is_some() {
+            return;
+        }
+        let Some((number, promise)) = mind.pending.take() else {
+            return;
+        };
+        seat.writes += 1;
+        mind.write = Some(Write {
+            number,
+            promise,
+            copies: 0,
+        });
+        self.after_us(us, Occurrence::Word(process, Box::new(Word::Written)));
+    }
+
+    fn written(&mut self, id: NodeId) {
+        let us = self.rng.between(50, 600);
+        let process = self.node(id).process();
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        let seat = &mut control.seats[id.index()];
+        let Some(mind) = &mut seat.mind else { return };
+        let Some(write) = &mut mind.write else { return };
+        seat.copies[write.copies] = Some((seat.writes, write.promise.clone()));
+        write.copies += 1;
+        if write.copies < 2 {
+            self.after_us(us, Occurrence::Word(process, Box::new(Word::Written)));
+            return;
+        }
+        let number = write.number;
+        mind.write = None;
+        self.write(id);
+        self.voter(id, Event::Persisted(number));
+    }
+
+    /// This node's voter knows that a document is committed.
+    fn learned(&mut self, id: NodeId, content: Document) {
+        let content = Rc::new(content);
+        self.observe(&content);
+        let Some(mind) = self.mind(id) else { return };
+        if content.version.0 <= mind.version && mind.version > 0 {
+            return;
+        }
+        mind.version = content.version.0;
+        self.pass(
+            id,
+            Lane::VoterToBeacons,
+            Word::Document(Rc::clone(&content)),
+        );
+        let record = content.resources.first().and_then(|r| r.record.clone());
+        if let Some(record) = record {
+            self.tell_engine(id, Lane::VoterToEngine, api::Event::Record(record));
+        }
+    }
+
+    /// Section 4: what is committed is one chain; and what it means for the resource.
+    fn observe(&mut self, content: &Rc<Document>) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        if let Some(known) = control.chain.get(&content.version) {
+            if known != content {
+                let what = format!("two documents are committed as {:?}", content.version);
+                self.broken(Rule::Agreement, what);
+            }
+            return;
+        }
+        if content.version < control.newest.version {
+            let what = format!(
+                "{:?} is committed after {:?}",
+                content.version, control.newest.version
+            );
+            self.broken(Rule::Agreement, what);
+            return;
+        }
+        control.chain.insert(content.version, Rc::clone(content));
+        control.newest = Rc::clone(content);
+        let Some(resource) = content.resources.first() else {
+            return;
+        };
+        let Some(record) = resource.record.clone() else {
+            return;
+        };
+        let before = self.store.record().clone();
+        if record.generation == before.generation {
+            self.store.learn(record, resource.declared());
+            return;
+        }
+        self.say(|| format!("store  commits {record:?}"));
+        if record.generation != before.generation.next() {
+            let what = format!("{:?} follows {:?}", record.generation, before.generation);
+            self.broken(Rule::Agreement, what);
+            return;
+        }
+        let promoted = record.epoch != before.epoch;
+        match self.store.learn(record, resource.declared()) {
+            Some((from, change)) => self.committed(from, &before, &change),
+            None if promoted => {
+                let what = format!("nobody asked for {:?}", self.store.record());
+                self.broken(Rule::OnePrimary, what);
+            }
+            None => {}
+        }
+    }
+
+    // --- commands ---
+
+    /// The engine proposes a change.
+    pub(crate) fn propose(&mut self, id: NodeId, based_on: Generation, change: Change) {
+        let Some(resource) = self.control.as_ref().map(|c| c.resource) else {
+            return;
+        };
+        let command = Command::Propose {
+            resource,
+            based_on,
+            change,
+        };
+        self.ask(id, command, Origin::Engine(based_on));
+    }
+
+    fn ask(&mut self, id: NodeId, command: Command, origin: Origin) {
+        let until = self.now.plus_ms(SEARCH_MS);
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        control.next += 1;
+        let number = control.next;
+        if let Some(mind) = control.mind(id) {
+            mind.asked.insert(
+                number,
+                Asked {
+                    command,
+                    origin,
+                    until,
+                },
+            );
+            let process = self.node(id).process();
+            let us = self.rng.between(2, 100);
+            self.after_us(us, Occurrence::Word(process, Box::new(Word::Again(number))));
+        }
+    }
+
+    fn route(&mut self, id: NodeId, number: u64) {
+        let now = self.now;
+        let process = self.node(id).process();
+        let Some(mind) = self.mind(id) else { return };
+        mind.asked
+            .retain(|_, a| now < a.until || matches!(a.origin, Origin::Declaration));
+        let Some(asked) = mind.asked.get(&number) else {
+            return;
+        };
+        let command = asked.command.clone();
+        let declares = matches!(asked.origin, Origin::Declaration);
+        let leader = mind.voter.leader();
+        match leader {
+            Some(leader) if leader == id => self.take(id, process, number, command),
+            Some(leader) => self.post(id, leader, Word::Ask(process, number, command)),
+            None => self.again(id, number, AGAIN_MS),
+        }
+        if declares {
+            // Until it is decided: the answer may be lost.
+            self.again(id, number, DECLARE_MS);
+        }
+    }
+
+    fn again(&mut self, id: NodeId, number: u64, ms: u64) {
+        let process = self.node(id).process();
+        self.after_us(
+            ms * 1000,
+            Occurrence::Word(process, Box::new(Word::Again(number))),
+        );
+    }
+
+    /// A command comes to the voter that is taken for the leader.
+    fn take(&mut self, id: NodeId, from: Process, number: u64, command: Command) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        control.next += 1;
+        let job = control.next;
+        if let Some(mind) = control.mind(id) {
+            mind.jobs.insert(job, (from, number));
+            let id_of = CommandId(job);
+            self.voter(id, Event::Command { id: id_of, command });
+        }
+    }
+
+    fn decided(&mut self, id: NodeId, number: u64, decision: Decision<Refused>) {
+        let Some(mind) = self.mind(id) else { return };
+        let Some(asked) = mind.asked.get(&number) else {
+            return;
+        };
+        let origin = asked.origin.clone();
+        match decision {
+            Decision::NotLeader { .. } => return self.again(id, number, AGAIN_MS),
+            Decision::Committed | Decision::Undecided => {}
+            Decision::Refused(refused) => {
+                if let (Origin::Engine(based_on), Some(refusal)) = (&origin, refusal_of(refused)) {
+                    let based_on = *based_on;
+                    self.tell_engine(
+                        id,
+                        Lane::VoterToEngine,
+                        api::Event::Refused { based_on, refusal },
+                    );
+                }
+            }
+        }
+        if let Some(mind) = self.mind(id) {
+            mind.asked.remove(&number);
+        }
+    }
+
+    // --- fail-over ---
+
+    /// Does the data plane turn, and no disk request is overdue?
+    fn turns(&self, id: NodeId) -> bool {
+        let Some(control) = &self.control else {
+            return true;
+        };
+        let node = self.node(id);
+        let oldest = node.ops.values().map(|op| op.since).min();
+        let stalled = node.stalled_until > self.now
+            && self.now.ms_since(node.stalled_since) >= control.whole.turn_limit_ms;
+        let overdue = oldest.is_some_and(|at| self.now.ms_since(at) >= control.whole.disk_limit_ms);
+        !stalled && !overdue
+    }
+
+    fn failover(&mut self, id: NodeId, event: failover::Event<'_>) {
+        let now = self.clock(id);
+        let Some(mind) = self.mind(id) else { return };
+        let mut out = Vec::new();
+        mind.failover.handle(now, event, &mut out);
+        for action in out {
+            match action {
+                failover::Action::Send(node, message) => {
+                    self.post(id, node, Word::Beacon(id, message));
+                }
+                failover::Action::Granted {
+                    node, epoch, sent, ..
+                } => {
+                    let event = api::Event::Granted { node, epoch, sent };
+                    self.tell_engine(id, Lane::BeaconsToEngine, event);
+                }
+                failover::Action::Serve { epoch, .. } => {
+                    self.say(|| format!("{id:?} may serve in {epoch:?}"));
+                    self.tell_engine(id, Lane::BeaconsToEngine, api::Event::Serve { epoch });
+                }
+                failover::Action::Promote { drop, over, .. } => {
+                    self.say(|| format!("{id:?} stands in without {drop:?} over {over:?}"));
+                    let command = api::Command::Promote { drop, over };
+                    self.failover_command(id, command, 0);
+                }
+                failover::Action::Demote { .. } => {
+                    self.failover_command(id, api::Command::Demote, 1);
+                }
+                failover::Action::Fence { .. } => {}
+            }
+        }
+        self.arm(id);
+    }
+
+    fn failover_command(&mut self, id: NodeId, command: api::Command, kind: u64) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        control.next += 1;
+        let number = api::CommandId(FAILOVER_COMMANDS + control.next * 2 + kind);
+        let event = api::Event::Command {
+            id: number,
+            command,
+        };
+        self.tell_engine(id, Lane::BeaconsToEngine, event);
+    }
+
+    /// The engine has answered a command of fail-over's.
+    pub(crate) fn failover_answered(&mut self, id: NodeId, command: u64) {
+        if command.is_multiple_of(2) {
+            self.pass(id, Lane::EngineToBeacons, Word::Ended);
+        }
+    }
+
+    /// Tells fail-over how the engine's replica stands, when that changes.
+    pub(crate) fn tell_standing(&mut self, id: NodeId) {
+        if !self.is_whole() {
+            return;
+        }
+        let node = self.node(id);
+        let Some(standing) = node.core.as_ref().map(|core| core.standing()) else {
+            return;
+        };
+        let member = Member {
+            node: id,
+            disk: node.disk,
+            incarnation: node.incarnation,
+        };
+        let Some(mind) = self.mind(id) else { return };
+        if mind.told == Some(standing) {
+            return;
+        }
+        mind.told = Some(standing);
+        let local = Local {
+            member,
+            failed: standing.failed,
+            primary: standing.primary,
+            required: standing.required,
+        };
+        self.pass(id, Lane::EngineToBeacons, Word::Local(local));
+    }
+
+    // --- the operator ---
+
+    /// The operator asks for a change through some node.
+    pub fn operate(&mut self, command: Command) {
+        let running: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|n| n.is_running())
+            .map(|n| n.id)
+            .collect();
+        if let Some(id) = self.rng.pick(&running).copied() {
+            self.say(|| format!("operator asks {id:?} for {command:?}"));
+            self.ask(id, command, Origin::Operator);
+        }
+    }
+
+    /// Something that an operator may do at any time.
+    pub(crate) fn operate_at_random(&mut self) {
+        let Some(control) = &self.control else { return };
+        let resource = control.resource;
+        let node = self.nodes[self.rng.index(self.replicas())].id;
+        let command = match self.rng.below(6) {
+            0 | 1 => Command::Up {
+                resource,
+                next: Some(node),
+            },
+            2 => Command::Up {
+                resource,
+                next: None,
+            },
+            3 => Command::Down { resource },
+            4 => Command::SetNodeState {
+                node,
+                state: NodeState::Standby,
+            },
+            _ => Command::SetNodeState {
+                node,
+                state: NodeState::Maintenance,
+            },
+        };
+        self.operate(command);
+    }
+
+    /// What the operator sees to: nothing is left down or on standby for long, and where the last good
+    /// copy is gone for good only a word helps.
+    pub(crate) fn operate_whole(&mut self) {
+        let healing = self.operator.healing;
+        let Some(control) = &self.control else { return };
+        let document = Rc::clone(&control.newest);
+        let patient = !healing && !self.rng.percent(10);
+        if patient {
+            return;
+        }
+        for node in &document.nodes {
+            if node.state != NodeState::Online {
+                let state = NodeState::Online;
+                self.operate(Command::SetNodeState {
+                    node: node.id,
+                    state,
+                });
+            }
+        }
+        if let Some(resource) = document.resources.first()
+            && (!resource.up || resource.next.is_some())
+        {
+            let (resource, next) = (resource.id, None);
+            self.operate(Command::Up { resource, next });
+        }
+        if healing {
+            let record = self.record().clone();
+            self.force_if_lost(&record);
+        }
+    }
+}
+
+/// What the engine is told of a command that was refused for good.
+fn refusal_of(refused: Refused) -> Option<Refusal> {
+    match refused {
+        Refused::Record(refusal) => Some(refusal),
+        _ => None,
+    }
+}
+
+fn brief(word: &Word) -> String {
+    match word {
+        Word::Envelope(e) => {
+            let what = match &e.message {
+                consensus::Message::Entry { entry, round } => {
+                    format!(
+                        "Entry {:?} {:?} round {round}",
+                        entry.at, entry.content.version
+                    )
+                }
+                other => format!("{other:?}"),
+            };
+            format!("{:?} in {:?}: {what}", e.from.node, e.term)
+        }
+        Word::Document(document) => format!("Document {:?}", document.version),
+        other => format!("{other:?}"),
+    }
+}

@@ -278,6 +278,7 @@ impl World {
         let replica = |number: u8| Replica {
             node: id(number),
             backing: Vec::new(),
+            replaced: None,
             report: Some(Report {
                 member: member(id(number)),
                 empty: false,

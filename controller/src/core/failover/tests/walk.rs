@@ -6,7 +6,11 @@ use super::world::{World, id};
 
 fn walk(seed: u64) {
     let count = 2 + u8::try_from(seed % 4).unwrap();
-    let replicas = if seed % 3 == 0 { count.min(2) } else { count };
+    let replicas = if seed.is_multiple_of(3) {
+        count.min(2)
+    } else {
+        count
+    };
     let mut world = World::new(count, replicas, seed);
     let choose = |world: &mut World, of: &[(u64, u64)]| {
         let index = world.random(of.len() as u64);

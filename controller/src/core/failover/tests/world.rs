@@ -631,7 +631,8 @@ impl World {
             .min();
         let first = self.queue.keys().next().map(|(at, _)| *at).unwrap();
         // After a pause what comes first is a matter of luck.
-        let timer = timer.filter(|(at, _)| *at < first || *at == first && self.random % 2 == 0);
+        let timer =
+            timer.filter(|(at, _)| *at < first || *at == first && self.random.is_multiple_of(2));
         if let Some((at, node)) = timer {
             self.now = at;
             self.answers();

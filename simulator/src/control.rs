@@ -789,8 +789,11 @@ impl World {
     }
 
     fn decided(&mut self, id: NodeId, number: u64, decision: Decision<Refused>) {
-        let Some(mind) = self.mind(id) else { return };
-        let Some(asked) = mind.asked.get(&number) else {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        let resource = control.resource;
+        let Some(asked) = control.mind(id).and_then(|mind| mind.asked.get(&number)) else {
             return;
         };
         let origin = asked.origin.clone();
@@ -798,8 +801,11 @@ impl World {
             Decision::NotLeader { .. } => return self.again(id, number, AGAIN_MS),
             Decision::Committed | Decision::Undecided => {}
             Decision::Refused(refused) => {
-                if let (Origin::Engine(based_on), Some(refusal)) = (&origin, refusal_of(refused)) {
-                    let based_on = *based_on;
+                if let Origin::Engine(based_on) = origin {
+                    let refusal = match refused {
+                        Refused::Record(refusal) => refusal,
+                        _ => Refusal::NoResource { resource },
+                    };
                     self.to_engine(
                         id,
                         Lane::VoterToEngine,
@@ -982,14 +988,6 @@ impl World {
             let record = self.record().clone();
             self.force_if_lost(&record);
         }
-    }
-}
-
-/// What the engine is told of a command that was refused for good.
-fn refusal_of(refused: Refused) -> Option<Refusal> {
-    match refused {
-        Refused::Record(refusal) => Some(refusal),
-        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! of its own. What voters and beacons say travels over the simulated network and is lost, late,
 //! doubled and overtaken. Mirrors the node's glue, and notes what is committed anywhere.
 
+use crate::faults::Repair;
 use crate::node::{Clock, Node};
 use crate::rng::Rng;
 use crate::rules::Rule;
@@ -409,7 +410,11 @@ impl World {
         if let Word::Engine(event) = word {
             let again = || Occurrence::Word(process, Box::new(Word::Engine(event.clone())));
             if self.awake(process, again).is_some() {
+                let granted = matches!(*event, api::Event::Granted { .. });
                 self.feed(process.node, *event);
+                if granted {
+                    self.one_may_answer();
+                }
             }
             return;
         }
@@ -858,6 +863,7 @@ impl World {
                     self.say(|| format!("{id:?} stands in without {drop:?} over {over:?}"));
                     let command = api::Command::Promote { drop, over };
                     self.failover_command(id, command, 0);
+                    self.haunt_promotion(id);
                 }
                 failover::Action::Demote { .. } => {
                     self.failover_command(id, api::Command::Demote, 1);
@@ -914,6 +920,48 @@ impl World {
             required: standing.required,
         };
         self.pass(id, Lane::EngineToBeacons, Word::Local(local));
+    }
+
+    // --- bad luck at the moments that matter for leases ---
+
+    /// A primary whose admit is decided hears nothing any more.
+    pub(crate) fn haunt_admit(&mut self, id: NodeId) {
+        if !self.faults.is_active() || !self.rng.percent(10) {
+            return;
+        }
+        self.say(|| format!("!! {id:?} hears nothing"));
+        let us = self.rng.between(50_000, 2_500_000);
+        for at in 0..self.nodes.len() {
+            let other = self.nodes[at].id;
+            if other != id {
+                self.net.cut(other, id);
+                self.after_us(us, Occurrence::Repair(Repair::Link(other, id)));
+            }
+        }
+    }
+
+    /// The old primary is heard again when it is too late, and hears nobody but the new one.
+    fn haunt_promotion(&mut self, id: NodeId) {
+        let Some(old) = self.record().primary.filter(|old| *old != id) else {
+            return;
+        };
+        if !self.faults.is_active() || !self.rng.percent(30) {
+            return;
+        }
+        self.say(|| format!("!! {old:?} is joined with {id:?} only"));
+        let us = self.rng.between(50_000, 1_500_000);
+        for at in 0..self.nodes.len() {
+            let other = self.nodes[at].id;
+            if other == id {
+                self.repair(Repair::Link(old, id));
+                self.repair(Repair::Link(id, old));
+            } else if other != old {
+                self.net.cut(other, old);
+                self.net.cut(old, other);
+                self.after_us(us, Occurrence::Repair(Repair::Link(other, old)));
+                self.after_us(us, Occurrence::Repair(Repair::Link(old, other)));
+            }
+        }
     }
 
     // --- the operator ---

@@ -305,7 +305,12 @@ impl World {
             8 => Command::VerifyStop,
             _ => {
                 // Promote somebody who may not be entitled to it.
-                let drop = NodeSet::EMPTY;
+                let behind = self.is_whole() && peer != primary && rng.percent(50);
+                let drop = if behind {
+                    NodeSet::only(primary)
+                } else {
+                    NodeSet::EMPTY
+                };
                 let command = self.promotion(peer, drop);
                 self.command(peer, command);
                 return;

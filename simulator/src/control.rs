@@ -3,6 +3,7 @@
 //! of its own. What voters and beacons say travels over the simulated network and is lost, late,
 //! doubled and overtaken. Mirrors the node's glue, and notes what is committed anywhere.
 
+use crate::faults::Repair;
 use crate::node::{Clock, Node};
 use crate::rng::Rng;
 use crate::rules::Rule;
@@ -410,7 +411,11 @@ impl World {
         if let Word::Engine(event) = word {
             let again = || Occurrence::Word(process, Box::new(Word::Engine(event.clone())));
             if self.awake(process, again).is_some() {
+                let granted = matches!(*event, api::Event::Granted { .. });
                 self.feed(process.node, *event);
+                if granted {
+                    self.one_may_answer();
+                }
             }
             return;
         }
@@ -790,8 +795,11 @@ impl World {
     }
 
     fn decided(&mut self, id: NodeId, number: u64, decision: Decision<Refused>) {
-        let Some(mind) = self.mind(id) else { return };
-        let Some(asked) = mind.asked.get(&number) else {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        let resource = control.resource;
+        let Some(asked) = control.mind(id).and_then(|mind| mind.asked.get(&number)) else {
             return;
         };
         let origin = asked.origin.clone();
@@ -799,8 +807,11 @@ impl World {
             Decision::NotLeader { .. } => return self.again(id, number, AGAIN_MS),
             Decision::Committed | Decision::Undecided => {}
             Decision::Refused(refused) => {
-                if let (Origin::Engine(based_on), Some(refusal)) = (&origin, refusal_of(refused)) {
-                    let based_on = *based_on;
+                if let Origin::Engine(based_on) = origin {
+                    let refusal = match refused {
+                        Refused::Record(refusal) => refusal,
+                        _ => Refusal::NoResource { resource },
+                    };
                     self.tell_engine(
                         id,
                         Lane::VoterToEngine,
@@ -853,6 +864,7 @@ impl World {
                     self.say(|| format!("{id:?} stands in without {drop:?} over {over:?}"));
                     let command = api::Command::Promote { drop, over };
                     self.failover_command(id, command, 0);
+                    self.haunt_promotion(id);
                 }
                 failover::Action::Demote { .. } => {
                     self.failover_command(id, api::Command::Demote, 1);
@@ -909,6 +921,48 @@ impl World {
             required: standing.required,
         };
         self.pass(id, Lane::EngineToBeacons, Word::Local(local));
+    }
+
+    // --- bad luck at the moments that matter for leases ---
+
+    /// A primary whose admit is decided hears nothing any more.
+    pub(crate) fn haunt_admit(&mut self, id: NodeId) {
+        if !self.faults.is_active() || !self.rng.percent(10) {
+            return;
+        }
+        self.say(|| format!("!! {id:?} hears nothing"));
+        let us = self.rng.between(50_000, 2_500_000);
+        for at in 0..self.nodes.len() {
+            let other = self.nodes[at].id;
+            if other != id {
+                self.net.cut(other, id);
+                self.after_us(us, Occurrence::Repair(Repair::Link(other, id)));
+            }
+        }
+    }
+
+    /// The old primary is heard again when it is too late, and hears nobody but the new one.
+    fn haunt_promotion(&mut self, id: NodeId) {
+        let Some(old) = self.record().primary.filter(|old| *old != id) else {
+            return;
+        };
+        if !self.faults.is_active() || !self.rng.percent(30) {
+            return;
+        }
+        self.say(|| format!("!! {old:?} is joined with {id:?} only"));
+        let us = self.rng.between(50_000, 1_500_000);
+        for at in 0..self.nodes.len() {
+            let other = self.nodes[at].id;
+            if other == id {
+                self.repair(Repair::Link(old, id));
+                self.repair(Repair::Link(id, old));
+            } else if other != old {
+                self.net.cut(other, old);
+                self.net.cut(old, other);
+                self.after_us(us, Occurrence::Repair(Repair::Link(other, old)));
+                self.after_us(us, Occurrence::Repair(Repair::Link(old, other)));
+            }
+        }
     }
 
     // --- the operator ---
@@ -983,14 +1037,6 @@ impl World {
             let record = self.record().clone();
             self.force_if_lost(&record);
         }
-    }
-}
-
-/// What the engine is told of a command that was refused for good.
-fn refusal_of(refused: Refused) -> Option<Refusal> {
-    match refused {
-        Refused::Record(refusal) => Some(refusal),
-        _ => None,
     }
 }
 

@@ -170,6 +170,9 @@ impl World {
                 }
                 self.store.note(process, based_on, &change);
                 if self.is_whole() {
+                    if matches!(change, Change::Admit { .. }) {
+                        self.haunt_admit(id);
+                    }
                     self.propose(id, based_on, change);
                     return;
                 }
@@ -261,6 +264,27 @@ impl World {
         }
     }
 
+    /// RULES 4: at no true moment may two nodes answer.
+    pub(crate) fn one_may_answer(&mut self) {
+        if !self.is_whole() || self.operator.forced {
+            return;
+        }
+        let newest = self.nodes.iter().filter_map(|n| n.serving).max();
+        let older = self.nodes.iter().find(|node| {
+            let until = node.core.as_ref().map(|core| core.answers_until());
+            node.serving < newest
+                && node.serving.is_some()
+                && until.is_some_and(|until| self.clock(node.id) < until)
+        });
+        if let Some(older) = older {
+            let what = format!(
+                "node {} may answer in {:?} while another serves in {newest:?}",
+                older.id, older.serving
+            );
+            self.broken(Rule::Lease, what);
+        }
+    }
+
     fn notice(&mut self, id: NodeId, notice: Notice) {
         let now = self.clock(id);
         let process = self.node(id).process();
@@ -290,6 +314,7 @@ impl World {
                 let node = self.node_mut(id);
                 node.serving = Some(epoch);
                 node.promised = node.promised.max(epoch);
+                self.one_may_answer();
             }
             Notice::StoppedServing { .. } => self.node_mut(id).serving = None,
             Notice::DiskFailed { .. } => self.node_mut(id).disk_failed = true,
@@ -444,7 +469,7 @@ impl World {
             self.broken(Rule::Fence, what);
             return;
         }
-        if self.is_whole() {
+        if self.is_whole() && !self.operator.forced {
             // RULES 4, at this true moment: nobody serves in a later epoch while this one answers.
             let later = self
                 .nodes

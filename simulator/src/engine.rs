@@ -25,6 +25,8 @@ pub trait Core: Debug {
     fn status(&self, now: Time) -> Status;
     /// What leases and fail-over need to know of it.
     fn standing(&self) -> Standing;
+    /// Up to when it answers with success, as things are (RULES 4).
+    fn answers_until(&self) -> Time;
     /// Generation of the newest record known here (stands in every frame that it sends).
     fn generation(&self) -> Generation;
     /// Where the node may differ, as known here: its bits and the window (RULES 7).

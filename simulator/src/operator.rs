@@ -36,6 +36,8 @@ pub struct Operator {
     pub promotes: bool,
     /// The faults have stopped.
     pub healing: bool,
+    /// Somebody was promoted by force.
+    pub forced: bool,
     /// Everything was found at rest.
     pub at_rest: bool,
     /// Notices are kept for scripts.
@@ -61,6 +63,7 @@ impl Operator {
             silly: 0,
             promotes: true,
             healing: false,
+            forced: false,
             at_rest: false,
             keep_notices: false,
             answers: BTreeMap::new(),
@@ -273,7 +276,7 @@ impl World {
         };
         let peer = self.nodes[rng.index(self.replicas())].id;
         let command = match rng.below(10) {
-            0 | 1 | 9 if self.is_whole() => return self.operate_at_random(),
+            0 | 1 if self.is_whole() => return self.operate_at_random(),
             0 | 1 => Command::Demote,
             2 => Command::Verify {
                 node: None,
@@ -303,7 +306,12 @@ impl World {
             8 => Command::VerifyStop,
             _ => {
                 // Promote somebody who may not be entitled to it.
-                let drop = NodeSet::EMPTY;
+                let behind = self.is_whole() && peer != primary && rng.percent(50);
+                let drop = if behind {
+                    NodeSet::only(primary)
+                } else {
+                    NodeSet::EMPTY
+                };
                 let command = self.promotion(peer, drop);
                 self.command(peer, command);
                 return;

@@ -206,6 +206,10 @@ impl Core for Driven {
         self.core.standing()
     }
 
+    fn answers_until(&self) -> Time {
+        self.core.answers_until()
+    }
+
     fn generation(&self) -> Generation {
         self.core.frame_context().1
     }

@@ -927,7 +927,11 @@ impl World {
                     self.checker.new_history(false);
                 }
             }
-            Change::Force { .. } => self.checker.new_history(true),
+            Change::Force { .. } => {
+                // An operator has made sure that nobody else serves.
+                self.operator.forced = true;
+                self.checker.new_history(true);
+            }
             Change::Admit { member } => {
                 if !self.node(member.node).backs(member) {
                     // The admit of a disk that lost its cache meanwhile: worthless, but nobody could know.

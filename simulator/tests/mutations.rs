@@ -60,6 +60,24 @@ fn every_fault_of_the_core_is_noticed() {
     assert!(missed.is_empty(), "not noticed: {missed:?}");
 }
 
+/// Leases, in whole nodes. What breaks the voters' agreement alone is shown by the exhaustive check of
+/// the controller's core.
+#[test]
+fn every_fault_of_the_leases_is_noticed() {
+    use controller::core::mutation::Mutation as Control;
+    std::panic::set_hook(Box::new(|_| {}));
+    let faults = [
+        Control::LeaseFromReceipt,
+        Control::LateBeaconAcknowledged,
+        Control::NoGraceAfterRestart,
+    ];
+    for fault in faults {
+        let caught = hunt(fault, 0..2 * SEEDS, 2).expect("noticed");
+        println!("{fault:?}: seed {}: {}", caught.seed, caught.violation);
+    }
+    let _ = std::panic::take_hook();
+}
+
 /// What needs no luck at all: at most one deviation from a plain course shows these.
 #[test]
 fn one_deviation_from_a_plain_course_shows_a_fault() {

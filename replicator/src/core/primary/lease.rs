@@ -148,6 +148,14 @@ impl<P: Payload> Primary<P> {
         self.last_tick = now;
     }
 
+    /// Up to when requests are answered with success, as things are.
+    pub(crate) fn answers_until(&self) -> Time {
+        match self.stage {
+            Stage::Serving | Stage::Draining => self.lease.until,
+            Stage::Promising | Stage::Gathering | Stage::Demoting => Time(0),
+        }
+    }
+
     /// The next moment at which somebody may owe a lease.
     pub(crate) fn lease_ends(&self) -> Time {
         self.lease

@@ -7,6 +7,15 @@ use super::*;
 use crate::core::primary::{Link, Peer};
 
 impl<P: Payload> Resource<P> {
+    /// Up to when this node answers requests with success, as things are; for tests of RULES 4.
+    #[must_use]
+    pub fn answers_until(&self) -> Time {
+        match &self.role {
+            Role::Primary(primary) => primary.answers_until(),
+            Role::Secondary(_) => Time(0),
+        }
+    }
+
     /// What leases and fail-over need to know of this replica. Cheap.
     #[must_use]
     pub fn standing(&self) -> Standing {

@@ -166,9 +166,7 @@ impl Engine {
                 let absent = known.replicas.difference(known.members());
                 let has = |node: &NodeId| self.has_lease_of(now, *node, lease_ms / 4);
                 let begun = absent.intersection(self.required).iter().next();
-                let Some(back) = begun.or_else(|| absent.iter().find(has)) else {
-                    return None;
-                };
+                let back = begun.or_else(|| absent.iter().find(has))?;
                 if begun.is_none() {
                     // First it is required, then it grants, then it is proposed.
                     self.required.insert(back);

@@ -1,8 +1,8 @@
 //! The command line's grammar. What a command does is in `commands`.
 
 use crate::operation::MetadataSpec;
-use crate::size::parse_size;
-use clap::{Args, Parser, Subcommand};
+use crate::size::{parse_duration, parse_size};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// A replicated block device in userspace: disks that are mirrored synchronously over the network and used over NBD.
@@ -25,11 +25,25 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Run one node
     Daemon(DaemonArgs),
-    /// Create a new cluster: once, on its first node, before its daemon is started
+    /// Create a new cluster with its keys: once, on its first node, before its daemon is started
     Init {
         /// The node's configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// Print a token that lets one machine join; on the node where the cluster was created
+    Token {
+        /// How long it may be used: a number with s, m, h or d behind it
+        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        valid: u64,
+    },
+    /// Make this machine a node of the token's cluster: once, before its daemon is started
+    Join {
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// What `lockstep token` printed
+        token: String,
     },
     /// Nodes, resources and replicas as they are now
     Status {
@@ -74,6 +88,9 @@ pub(crate) enum Command {
     DumpMetadata {
         /// The store, or its metadata file
         file: PathBuf,
+        /// The size that the device had when its metadata were placed at its end, if it has grown since
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        device_size: Option<u64>,
     },
 }
 
@@ -118,8 +135,23 @@ pub(crate) enum ResourceCommand {
         /// Its name
         name: String,
     },
+    /// Put a new, empty disk in the place of a replica's that is broken or gone; it is brought up to date in full
+    ReplaceDisk(ReplaceDiskArgs),
     /// All resources and where their replicas lie
     List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceDiskArgs {
+    /// The resource
+    pub(crate) resource: String,
+    /// The node whose disk is replaced
+    pub(crate) node: String,
+    /// The new files or block devices, one a volume; none: where the old ones were, which must be gone or empty
+    pub(crate) path: Vec<String>,
+    /// Where metadata lies
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) metadata: MetadataSpec,
 }
 
 #[derive(Debug, Args)]
@@ -138,6 +170,32 @@ pub(crate) struct CreateArgs {
     /// Writes wait rather than go on with fewer in-sync replicas than this
     #[arg(long, default_value_t = 1)]
     pub(crate) min_redundancy: u8,
+    /// Which nodes export it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) access: AccessMode,
+    /// What clients see while no primary may answer
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) on_no_quorum: NoQuorum,
+}
+
+/// Which nodes export a resource.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum AccessMode {
+    /// The primary's node
+    #[default]
+    Exclusive,
+    /// Every node with a replica; the others forward to the primary
+    Follow,
+}
+
+/// What clients see while no primary may answer.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum NoQuorum {
+    /// Their requests wait
+    #[default]
+    Suspend,
+    /// They get errors
+    Error,
 }
 
 #[derive(Debug, Subcommand)]
@@ -283,6 +341,9 @@ mod tests {
             "lockstep demo --nodes 3 --witnesses 0 --size 1GiB --dir DIR --port 10809 --exec CMD",
             "lockstep daemon --config lockstep.toml",
             "lockstep init --config lockstep.toml",
+            "lockstep token",
+            "lockstep token --valid 10m",
+            "lockstep join --config lockstep.toml lsjoin1_x",
             "lockstep status",
             "lockstep status r0 --json --watch",
             "lockstep --socket S status",
@@ -291,6 +352,8 @@ mod tests {
             "lockstep resource create r0 --size 1GiB",
             "lockstep resource create r0 --size 1GiB --size 2GiB --replica n1:/dev/sdb,/dev/sdc --replica n2 --min-redundancy 2 --metadata internal",
             "lockstep resource delete r0",
+            "lockstep resource replace-disk r0 node2",
+            "lockstep resource replace-disk r0 node2 /dev/sdd --metadata internal",
             "lockstep resource list --json",
             "lockstep volume resize r0 2GiB",
             "lockstep volume resize r0/1 2GiB",
@@ -314,6 +377,7 @@ mod tests {
             "lockstep resync r0 node2 --wait",
             "lockstep invalidate r0 node2",
             "lockstep dump-metadata r0.img",
+            "lockstep dump-metadata /dev/sdb --device-size 100GiB",
         ] {
             if let Err(error) = parse(line) {
                 panic!("{line}: {error}");
@@ -339,6 +403,8 @@ mod tests {
             ("lockstep verify r0 --stop --repair", "--repair"),
             ("lockstep invalidate r0", "<NODE>"),
             ("lockstep daemon", "--config"),
+            ("lockstep join --config lockstep.toml", "<TOKEN>"),
+            ("lockstep token --valid soon", "\"soon\" is not a time"),
             ("lockstep node fencing node1", "--agent"),
             (
                 "lockstep node fencing node1 --agent /a --set ip",

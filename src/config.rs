@@ -1,7 +1,8 @@
-//! `lockstep.toml`: what a node is told about itself and its cluster. Unknown keys are errors, and
+//! `lockstep.toml`: what a node is told about itself. What the cluster is, it knows since it joined. Unknown keys are errors, and
 //! every error names the file, the line, the key and the value.
 
-use controller::core::Name;
+use controller::core::{MAX_ADDRESSES, Name, Node};
+use controller::pki::Identity;
 use replicator::core::api::Settings;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -14,21 +15,23 @@ use vocabulary::{ClusterId, NodeId};
 /// Longest path of a unix socket that the kernel takes, in bytes (`sockaddr_un`, less the zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// A validated configuration; relative paths were taken from the file's directory.
+/// A node's validated file; relative paths were taken from the file's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Config {
-    /// This node.
-    pub(crate) node: NodeId,
+pub(crate) struct NodeFile {
+    /// This node's name.
+    pub(crate) name: Name,
     /// Where everything of this node lies that has no path of its own.
     pub(crate) data_directory: PathBuf,
     /// The API's unix socket.
     pub(crate) api_socket: PathBuf,
-    /// The cluster's name, for people.
-    pub(crate) cluster_name: Name,
-    /// The cluster.
-    pub(crate) cluster: ClusterId,
-    /// Every node of the cluster.
-    pub(crate) nodes: BTreeMap<NodeId, NodeConfig>,
+    /// For the other nodes' controllers.
+    pub(crate) control: Addresses,
+    /// For the other nodes' replicas.
+    pub(crate) replication: Addresses,
+    /// Replication is encrypted.
+    pub(crate) secure_replication: bool,
+    /// Where this node reaches others that it does not reach at their own addresses.
+    pub(crate) reach: BTreeMap<Name, Reach>,
     /// Where NBD clients connect.
     pub(crate) nbd_listen: Vec<SocketAddr>,
     /// The same on a unix socket.
@@ -37,12 +40,35 @@ pub(crate) struct Config {
     pub(crate) settings: Settings,
 }
 
-/// A node as every node's file names it.
+/// Addresses of this node for one purpose, `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NodeConfig {
-    pub(crate) name: Name,
-    pub(crate) control: String,
-    pub(crate) replication: String,
+pub(crate) struct Addresses {
+    /// What the other nodes use, the best first.
+    pub(crate) own: Vec<String>,
+    /// What it listens on.
+    pub(crate) listen: Vec<String>,
+}
+
+/// Another node's addresses as this one sees them; none: those that the cluster knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reach {
+    pub(crate) control: Vec<String>,
+    pub(crate) replication: Vec<String>,
+}
+
+/// A node as its daemon runs it: its file, and what it has been since it joined.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// The file.
+    pub(crate) file: NodeFile,
+    /// What proves who it is.
+    pub(crate) identity: Identity,
+    /// This node.
+    pub(crate) node: NodeId,
+    /// The cluster.
+    pub(crate) cluster: ClusterId,
+    /// The cluster's nodes as this one last knew them.
+    pub(crate) known_nodes: Vec<Node>,
 }
 
 /// What is wrong with a configuration file.
@@ -74,14 +100,10 @@ pub(crate) enum ConfigError {
 pub(crate) enum Problem {
     #[error("{0}")]
     Name(#[from] controller::core::NameError),
-    #[error("not a cluster id: 32 hexadecimal digits, not all zero")]
-    ClusterId,
-    #[error("there is no [[nodes]] entry of that name")]
-    NoSuchNode,
-    #[error("node ids are 0 to {}", NodeId::LIMIT - 1)]
-    NodeId,
-    #[error("two [[nodes]] entries have this {0}; each node has its own")]
-    Twice(&'static str),
+    #[error("a node has 1 to {MAX_ADDRESSES} addresses for each purpose")]
+    AddressCount,
+    #[error("this address is named twice; each serves one purpose")]
+    Twice,
     #[error("not an address: HOST:PORT is wanted, for instance 10.0.0.1:7788")]
     HostPort,
     #[error("not an address: IP:PORT is wanted, for instance 127.0.0.1:10809")]
@@ -105,8 +127,14 @@ struct Raw {
     #[serde(default = "here")]
     data_directory: PathBuf,
     api_socket: Option<Spanned<PathBuf>>,
-    cluster: RawCluster,
-    nodes: Vec<RawNode>,
+    control: Spanned<OneOrMore>,
+    control_listen: Option<Spanned<OneOrMore>>,
+    replication: Spanned<OneOrMore>,
+    replication_listen: Option<Spanned<OneOrMore>>,
+    #[serde(default)]
+    tls: RawTls,
+    #[serde(default)]
+    reach: BTreeMap<Spanned<String>, RawReach>,
     #[serde(default)]
     nbd_listen: Vec<Spanned<String>>,
     nbd_socket: Option<Spanned<PathBuf>>,
@@ -121,19 +149,43 @@ fn here() -> PathBuf {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCluster {
-    name: Spanned<String>,
-    id: Spanned<String>,
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn all(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::More(more) => more,
+        }
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawNode {
-    id: Spanned<u64>,
-    name: Spanned<String>,
-    control: Spanned<String>,
-    replication: Spanned<String>,
+struct RawTls {
+    #[serde(default = "yes")]
+    replication: bool,
+}
+
+impl Default for RawTls {
+    fn default() -> Self {
+        Self { replication: true }
+    }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReach {
+    control: Option<Spanned<OneOrMore>>,
+    replication: Option<Spanned<OneOrMore>>,
 }
 
 macro_rules! tuning {
@@ -182,6 +234,7 @@ tuning! {
     chunk_bytes: 4096, 1 << 20;
     max_chunks: 1, 256;
     admit_below_bytes: 4096, 1 << 30;
+    no_primary_ms: 100, 600_000;
 }
 
 struct Checker<'a> {
@@ -215,12 +268,54 @@ impl Checker<'_> {
         Name::new(value.get_ref()).map_err(|error| self.error(key, value, value.get_ref(), error))
     }
 
-    fn host_port(&self, key: &'static str, value: &Spanned<String>) -> Result<String, ConfigError> {
-        let text = value.get_ref();
-        text.rsplit_once(':')
-            .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0))
-            .map(|_| text.clone())
-            .ok_or_else(|| self.error(key, value, text, Problem::HostPort))
+    fn addresses(
+        &self,
+        key: &'static str,
+        value: &Spanned<OneOrMore>,
+    ) -> Result<Vec<String>, ConfigError> {
+        let all = value.get_ref().all();
+        if all.is_empty() || all.len() > MAX_ADDRESSES {
+            return Err(self.error(key, value, all, Problem::AddressCount));
+        }
+        for (place, text) in all.iter().enumerate() {
+            let parts = text.rsplit_once(':').filter(|(host, port)| {
+                // A space separates the addresses in a token.
+                let good = !host.is_empty() && !host.contains(char::is_whitespace);
+                good && port.parse::<u16>().is_ok_and(|port| port != 0)
+            });
+            if parts.is_none() {
+                return Err(self.error(key, value, text, Problem::HostPort));
+            }
+            if all[..place].contains(text) {
+                return Err(self.error(key, value, text, Problem::Twice));
+            }
+        }
+        Ok(all.to_vec())
+    }
+
+    fn own_addresses(
+        &self,
+        [key, listen_key]: [&'static str; 2],
+        own: &Spanned<OneOrMore>,
+        listen: Option<&Spanned<OneOrMore>>,
+    ) -> Result<Addresses, ConfigError> {
+        let own = self.addresses(key, own)?;
+        let listen = match listen {
+            Some(listen) => self.addresses(listen_key, listen)?,
+            None => own.clone(),
+        };
+        Ok(Addresses { own, listen })
+    }
+
+    fn reach(&self, raw: &RawReach) -> Result<Reach, ConfigError> {
+        let some = |key, value: &Option<Spanned<OneOrMore>>| match value {
+            Some(value) => self.addresses(key, value),
+            None => Ok(Vec::new()),
+        };
+        Ok(Reach {
+            control: some("reach.control", &raw.control)?,
+            replication: some("reach.replication", &raw.replication)?,
+        })
     }
 
     fn socket(
@@ -238,7 +333,7 @@ impl Checker<'_> {
     }
 }
 
-impl Config {
+impl NodeFile {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
@@ -256,36 +351,41 @@ impl Config {
             line: check.line(error.span().map_or(0, |span| span.start)),
             message: error.message().trim().replace('\n', ", "),
         })?;
-        let nodes = nodes(&check, &raw.nodes)?;
-        let node = nodes
-            .iter()
-            .find(|(_, node)| node.name.as_str() == raw.node.get_ref())
-            .map(|(&id, _)| id)
-            .ok_or_else(|| {
-                check.error("node", &raw.node, raw.node.get_ref(), Problem::NoSuchNode)
-            })?;
         let base = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let data_directory = match base {
             Some(base) => base.join(&raw.data_directory),
             None => raw.data_directory.clone(),
         };
-        let id = raw.cluster.id.get_ref();
-        let cluster = Some(id)
-            .filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
-            .and_then(|id| u128::from_str_radix(id, 16).ok())
-            .filter(|&id| id != 0)
-            .ok_or_else(|| check.error("cluster.id", &raw.cluster.id, id, Problem::ClusterId))?;
         let api_socket = check
             .socket("api_socket", raw.api_socket.as_ref(), &data_directory)?
             .unwrap_or_else(|| data_directory.join("api.sock"));
         let settings = raw.tuning.apply(&check)?;
         check_pairs(&check, &raw.tuning, &settings)?;
+        let control = check.own_addresses(
+            ["control", "control_listen"],
+            &raw.control,
+            raw.control_listen.as_ref(),
+        )?;
+        let replication = check.own_addresses(
+            ["replication", "replication_listen"],
+            &raw.replication,
+            raw.replication_listen.as_ref(),
+        )?;
+        let both = |address: &&String| control.own.contains(address);
+        if let Some(address) = replication.own.iter().find(both) {
+            return Err(check.error("replication", &raw.replication, address, Problem::Twice));
+        }
+        let mut reach = BTreeMap::new();
+        for (name, addresses) in &raw.reach {
+            reach.insert(check.name("reach", name)?, check.reach(addresses)?);
+        }
         Ok(Self {
-            node,
+            name: check.name("node", &raw.node)?,
             api_socket,
-            cluster_name: check.name("cluster.name", &raw.cluster.name)?,
-            cluster: ClusterId(cluster),
-            nodes,
+            control,
+            replication,
+            secure_replication: raw.tls.replication,
+            reach,
             nbd_listen: nbd_listen(&check, &raw.nbd_listen, raw.nbd_insecure)?,
             nbd_socket: check.socket("nbd_socket", raw.nbd_socket.as_ref(), &data_directory)?,
             settings,
@@ -293,50 +393,52 @@ impl Config {
         })
     }
 
-    /// This node's entry.
-    pub(crate) fn this_node(&self) -> &NodeConfig {
-        // `parse` has found it there.
-        &self.nodes[&self.node]
-    }
-
-    /// The node on which the cluster is created: the first one.
-    pub(crate) fn founder(&self) -> NodeId {
-        self.nodes.keys().next().copied().unwrap_or(self.node)
-    }
-
     /// Where this node's voter keeps its promise.
-    pub(crate) fn document_path(&self) -> PathBuf {
+    pub(crate) fn promise_path(&self) -> PathBuf {
         self.data_directory.join("configuration")
+    }
+
+    /// Where the cluster's nodes are kept, as this node last knew them.
+    pub(crate) fn nodes_path(&self) -> PathBuf {
+        self.data_directory.join("nodes.json")
+    }
+
+    /// Where this node's keys lie.
+    pub(crate) fn keys(&self) -> PathBuf {
+        controller::pki::files::directory(&self.data_directory)
     }
 }
 
-fn nodes(
-    check: &Checker<'_>,
-    raw: &[RawNode],
-) -> Result<BTreeMap<NodeId, NodeConfig>, ConfigError> {
-    let mut nodes = BTreeMap::new();
-    let mut names = Vec::new();
-    for entry in raw {
-        let number = *entry.id.get_ref();
-        let id = u8::try_from(number)
-            .ok()
-            .and_then(NodeId::new)
-            .ok_or_else(|| check.error("nodes.id", &entry.id, number, Problem::NodeId))?;
-        let name = check.name("nodes.name", &entry.name)?;
-        if names.contains(&name) {
-            return Err(check.error("nodes.name", &entry.name, &name, Problem::Twice("name")));
+impl Config {
+    /// A node that has joined a cluster.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
+        let file = NodeFile::load(path)?;
+        let identity = Identity::load(&file.keys())?;
+        let known_nodes = crate::membership::load_nodes(&file)?;
+        let node = identity.node();
+        if let Some(entry) = known_nodes.iter().find(|entry| entry.id == node)
+            && entry.name != file.name
+        {
+            anyhow::bail!(
+                "{}: node = {:?}: this machine is {} in its cluster\n  to do: correct the name; under another name it has to leave the cluster and join anew",
+                path.display(),
+                file.name.as_str(),
+                entry.name
+            );
         }
-        names.push(name.clone());
-        let node = NodeConfig {
-            name,
-            control: check.host_port("nodes.control", &entry.control)?,
-            replication: check.host_port("nodes.replication", &entry.replication)?,
-        };
-        if nodes.insert(id, node).is_some() {
-            return Err(check.error("nodes.id", &entry.id, number, Problem::Twice("id")));
-        }
+        Ok(Self {
+            node,
+            cluster: identity.cluster(),
+            identity,
+            file,
+            known_nodes,
+        })
     }
-    Ok(nodes)
+
+    /// This node as the cluster should know it.
+    pub(crate) fn entry(&self) -> Node {
+        crate::membership::entry(self.node, &self.file)
+    }
 }
 
 fn nbd_listen(

@@ -8,13 +8,15 @@ use crate::config::Config;
 use crate::engine::{PlaneEngine, Tell};
 use crate::events::Events;
 use crate::lock::DirectoryLock;
-use crate::node::{Node, configured_nodes};
+use crate::membership;
+use crate::node::Node;
 use crate::resources::Resources;
 use anyhow::Context;
-use controller::core::consensus::{self, Voter, VoterId};
-use controller::core::{Command, Document, failover};
+use controller::core::consensus::{self, VoterId};
+use controller::core::{Document, failover};
+use controller::pki::Issuer;
 use controller::runtime::{self, Controller, Engine};
-use controller::store::{Promise, PromiseStore, StoreError};
+use controller::store::{Promise, PromiseStore};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,7 +29,7 @@ const DISK_LIMIT_MS: u64 = 5_000;
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(args: &DaemonArgs) -> Outcome {
     let config = Config::load(&args.config)?;
-    let _lock = DirectoryLock::take(&config.data_directory)?;
+    let _lock = DirectoryLock::take(&config.file.data_directory)?;
     log_to_stderr();
     raise_descriptor_limit();
     if args.exit_with_parent {
@@ -42,12 +44,12 @@ pub(crate) fn run(args: &DaemonArgs) -> Outcome {
 }
 
 async fn serve(config: Arc<Config>) -> Outcome {
-    let name = config.this_node().name.clone();
+    let name = config.file.name.clone();
     let mut ends = [
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     ];
-    let listener = api::listen(&config.api_socket)?;
+    let listener = api::listen(&config.file.api_socket)?;
     let events = Arc::new(Events::new(name.to_string()));
     let tell = Tell::default();
     let crate::data::Started {
@@ -58,10 +60,19 @@ async fn serve(config: Arc<Config>) -> Outcome {
     let engine = PlaneEngine::new(
         data_plane.handle(),
         tell.clone(),
-        config.settings.lease_ms,
+        config.file.settings.lease_ms,
         DISK_LIMIT_MS,
     );
-    let (controller, forwarded) = start_controller(&config, Box::new(engine))?;
+    let issuer = Issuer::load(&config.file.keys(), &config.identity)?.map(Arc::new);
+    let (controller, forwarded) = start_controller(&config, issuer.clone(), Box::new(engine))?;
+    let nodes = tokio::spawn(membership::keep_nodes(
+        Arc::clone(&config),
+        controller.handle(),
+    ));
+    let addresses = tokio::spawn(membership::announce(
+        Arc::clone(&config),
+        controller.handle(),
+    ));
     tell.begin(controller.failover());
     let plane: Arc<dyn crate::plane::Plane> = plane;
     let resources = Arc::new(Resources::new(
@@ -73,6 +84,7 @@ async fn serve(config: Arc<Config>) -> Outcome {
     ));
     let node = Arc::new(Node {
         config: Arc::clone(&config),
+        issuer,
         store: controller.handle(),
         failover: controller.failover(),
         plane,
@@ -96,12 +108,13 @@ async fn serve(config: Arc<Config>) -> Outcome {
     if let Ok(Err(error)) = serving.await {
         tracing::warn!(%error, "the API ended with an error");
     }
-    follow.abort();
-    answers.abort();
+    for task in [follow, answers, nodes, addresses] {
+        task.abort();
+    }
     drop(data_plane);
     drop(controller);
     // The socket of a daemon that is not there would only puzzle.
-    let _ = std::fs::remove_file(&config.api_socket);
+    let _ = std::fs::remove_file(&config.file.api_socket);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -115,58 +128,34 @@ async fn first(signals: &mut [Signal; 2]) {
 
 fn start_controller(
     config: &Config,
+    issuer: Option<Arc<Issuer>>,
     engine: Box<dyn Engine>,
 ) -> anyhow::Result<(Controller, tokio::sync::mpsc::Receiver<runtime::Forwarded>)> {
-    let path = config.document_path();
-    let voter = if path.exists() || config.founder() == config.node {
+    let path = config.file.promise_path();
+    let voter = if path.exists() {
         PromiseStore::open(&path, config.cluster)?
     } else {
         // A new voter under a new identity: it votes once the others have taken it in.
         let promise = Promise::new(VoterId(rand::random()), Document::new(config.cluster));
         (PromiseStore::create(&path, &promise)?, promise)
     };
-    let me = config.this_node();
-    let peers = config.nodes.iter();
+    let reach = config.file.reach.iter();
+    let reach = reach.filter(|(_, reach)| !reach.control.is_empty());
     Ok(Controller::start(runtime::Config {
-        cluster: config.cluster,
-        node: config.node,
-        name: me.name.clone(),
-        listen: me.control.clone(),
-        peers: peers
-            .map(|(&id, node)| (id, vec![node.control.clone()]))
+        identity: config.identity.clone(),
+        issuer,
+        name: config.file.name.clone(),
+        listen: config.file.control.listen.clone(),
+        nodes: config.known_nodes.clone(),
+        reach: reach
+            .map(|(name, reach)| (name.clone(), reach.control.clone()))
             .collect(),
         voter: Some(voter),
         consensus: consensus::Settings::default(),
-        failover: failover::Settings::with_lease(config.settings.lease_ms),
+        failover: failover::Settings::with_lease(config.file.settings.lease_ms),
         engine,
         run: rand::random(),
     })?)
-}
-
-/// Creates the document of a new cluster: once, on its first node.
-pub(crate) fn create_cluster(config: &Config) -> anyhow::Result<()> {
-    if config.founder() != config.node {
-        let founder = &config.nodes[&config.founder()];
-        anyhow::bail!(
-            "the cluster is created on {}, the node with the lowest id\n  to do: run `lockstep init` there; this node needs none, start its daemon",
-            founder.name
-        );
-    }
-    let _lock = DirectoryLock::take(&config.data_directory)?;
-    let me = Voter {
-        node: config.node,
-        id: VoterId(rand::random()),
-    };
-    let mut document = Document::new(config.cluster);
-    let commands = configured_nodes(config);
-    for command in commands.iter().chain([&Command::AddVoter { voter: me }]) {
-        document = document
-            .apply(command)
-            .context("the configuration file's nodes do not fit together")?;
-    }
-    PromiseStore::create(&config.document_path(), &Promise::new(me.id, document))
-        .map(drop)
-        .map_err(|error: StoreError| error.into())
 }
 
 fn log_to_stderr() {

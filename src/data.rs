@@ -5,12 +5,15 @@ use crate::config::Config;
 use crate::engine::Tell;
 use crate::nbd::{ExportTable, NbdProtocol};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
+use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
+use controller::core::{Node, OnNoQuorum, Policy};
 use replicator::core::Resource;
-use replicator::core::api::{Action, Command, CommandError, Event, Settings};
+use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
+use replicator::runtime::disk::places::Places;
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
 use replicator::runtime::plane::{
@@ -18,20 +21,21 @@ use replicator::runtime::plane::{
     start as start_thread,
 };
 use replicator::runtime::pool::PoolBuf;
+use replicator::store::relocation;
 use replicator::store::{
     DEFAULT_PEER_SLOTS, Layout, LayoutError, LogCapacity, METADATA_BLOCK_BYTES, MetaCopy,
     Placement, ReadAt,
 };
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vocabulary::{
     ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId, Time,
@@ -75,6 +79,11 @@ enum ReplicaError {
         found_bytes: u64,
         needed_bytes: u64,
     },
+    #[error(
+        "{} is the disk that was replaced; name another path, or empty it (for a file: move it away)",
+        path.display()
+    )]
+    Replaced { path: PathBuf },
     #[error("can't read the kernel's boot id: {0}")]
     BootId(io::Error),
     #[error(transparent)]
@@ -114,8 +123,8 @@ impl Machine for Driven {
         self.0.record()
     }
 
-    fn serves(&self) -> bool {
-        self.0.serves()
+    fn takes_clients(&self) -> bool {
+        self.0.takes_clients()
     }
 
     fn standing(&self) -> Standing {
@@ -131,7 +140,7 @@ pub(crate) struct DataPlane {
     exports: ExportTable,
     tell: Tell,
     runtime: tokio::runtime::Handle,
-    addresses: OnceLock<()>,
+    nodes: watch::Sender<Vec<Node>>,
 }
 
 /// A data plane and what comes from it. Dropping the thread ends it.
@@ -156,18 +165,26 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
                 change,
             },
             Report::State {
-                serves,
+                takes_clients,
                 record,
                 standing,
             } => {
                 told.standing(resource, standing);
-                return table.update(resource, serves, record.as_ref());
+                return table.update(resource, takes_clients, record.as_ref());
             }
         };
         // Nobody listens any more: the node stops.
         let _ = up.send(event);
     };
-    let thread = start_thread(PlaneConfig::new(Box::new(sink)))?;
+    let mut settings = PlaneConfig::new(Box::new(sink));
+    if config.file.secure_replication {
+        settings.credentials = Some(Arc::new(Credentials(config.identity.peer_tls())));
+    } else {
+        tracing::warn!(
+            "replication is not encrypted ([tls] replication = false): whoever reaches its port can read and write every disk"
+        );
+    }
+    let thread = start_thread(settings)?;
     let handle = thread.handle();
     listen(config, &handle, &exports)?;
     let plane = Arc::new(DataPlane {
@@ -176,8 +193,13 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
         exports,
         tell: tell.clone(),
         runtime: tokio::runtime::Handle::current(),
-        addresses: OnceLock::new(),
+        nodes: watch::Sender::new(config.known_nodes.clone()),
     });
+    tokio::spawn(keep_addresses(
+        Arc::clone(config),
+        plane.handle.clone(),
+        plane.nodes.subscribe(),
+    ));
     Ok(Started {
         thread,
         plane,
@@ -193,26 +215,23 @@ fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
 }
 
 fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyhow::Result<()> {
-    let me = config.this_node();
-    let peers = bind(&me.replication).with_context(|| {
-        format!(
-            "can't listen on {} for the other nodes' replicas",
-            me.replication
-        )
-    })?;
-    handle.listen_peers(OwnedFd::from(peers), config.cluster);
+    for address in &config.file.replication.listen {
+        let peers = bind(address)
+            .with_context(|| format!("can't listen on {address} for the other nodes' replicas"))?;
+        handle.listen_peers(OwnedFd::from(peers), config.cluster);
+    }
     let nbd = || {
         Box::new(NbdProtocol {
             exports: exports.clone(),
         })
     };
-    for address in &config.nbd_listen {
+    for address in &config.file.nbd_listen {
         let listener = bind(address).with_context(|| {
             format!("can't listen on {address} for NBD clients; free the port or change nbd_listen")
         })?;
         handle.listen_clients(OwnedFd::from(listener), nbd());
     }
-    if let Some(path) = &config.nbd_socket {
+    if let Some(path) = &config.file.nbd_socket {
         // The data directory's lock is held: a socket that is there is a dead daemon's.
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -232,9 +251,7 @@ impl Plane for DataPlane {
         let (answer, receiver) = oneshot::channel();
         let (config, handle) = (Arc::clone(&self.config), self.handle.clone());
         let (exports, tell) = (self.exports.clone(), self.tell.clone());
-        self.keep_addresses(request.resource);
         self.runtime.spawn(async move {
-            let peers = resolve(&config).await;
             let (id, name) = (request.resource, request.name.clone());
             let opening = {
                 let config = Arc::clone(&config);
@@ -246,7 +263,7 @@ impl Plane for DataPlane {
                 Ok(Ok(replica)) => {
                     exports.add(id, &name);
                     tell.attached(id, replica.member(&config));
-                    let added = add(&config, &handle, id, replica, peers).await;
+                    let added = add(&config, &handle, id, replica).await;
                     if added.is_err() {
                         exports.remove(id);
                         tell.detached(id);
@@ -287,6 +304,27 @@ impl Plane for DataPlane {
             let _ = answer.send(());
         });
         receiver
+    }
+
+    fn policy(&self, resource: ResourceId, policy: Policy) {
+        let access = match policy.access {
+            controller::core::Access::Exclusive => Access::Exclusive,
+            controller::core::Access::Follow => Access::Follow {
+                session: rand::random(),
+                errors: policy.on_no_quorum == OnNoQuorum::Error,
+            },
+        };
+        self.handle.access(resource, access);
+    }
+
+    fn nodes(&self, nodes: &[Node]) {
+        self.nodes.send_if_modified(|known| {
+            let changed = known != nodes;
+            if changed {
+                *known = nodes.to_vec();
+            }
+            changed
+        });
     }
 
     fn record(&self, record: Record) {
@@ -347,7 +385,6 @@ async fn add(
     handle: &PlaneHandle,
     id: ResourceId,
     replica: Replica,
-    peers: BTreeMap<NodeId, PeerAddress>,
 ) -> Result<Attached, ReplicaError> {
     let member = replica.member(config);
     let Replica {
@@ -355,7 +392,7 @@ async fn add(
         disks,
         empty,
     } = replica;
-    let settings: Settings = config.settings;
+    let settings: Settings = config.file.settings;
     let make = move |now| -> Box<dyn Machine> {
         let resource = Resource::new(attached.identity, settings, attached.volumes, now);
         Box::new(Driven(resource))
@@ -367,7 +404,6 @@ async fn add(
             resource: id,
             disks,
             machine: Box::new(make),
-            peers,
             meta_bytes: |data_bytes| Layout::external().metadata_bytes(data_bytes),
         },
         Box::new(|result| drop(reply.send(result))),
@@ -376,43 +412,42 @@ async fn add(
     Ok(Attached { member, empty })
 }
 
-impl DataPlane {
-    /// Looks the other nodes' addresses up again and again, so that a name service that was away at
-    /// the start, or a node that moved, is no reason for a restart.
-    fn keep_addresses(&self, resource: ResourceId) {
-        let literal = |address: &str| address.parse::<SocketAddr>().is_ok();
-        let mut nodes = self.config.nodes.values();
-        if nodes.all(|node| literal(&node.replication)) {
+/// Looks the other nodes' addresses up again and again, so that a name service that was away at the
+/// start, or a node that moved, is no reason for a restart. Ends with the data plane.
+async fn keep_addresses(
+    config: Arc<Config>,
+    handle: PlaneHandle,
+    mut nodes: watch::Receiver<Vec<Node>>,
+) {
+    loop {
+        let known = nodes.borrow_and_update().clone();
+        let mut peers = BTreeMap::new();
+        for node in known.iter().filter(|node| node.id != config.node) {
+            peers.insert(node.id, resolve(&config, node).await);
+        }
+        handle.set_peers(peers);
+        if let Ok(Err(_)) = timeout(LOOK_UP_EVERY, nodes.changed()).await {
             return;
         }
-        let (config, handle) = (Arc::clone(&self.config), self.handle.clone());
-        if self.addresses.set(()).is_err() {
-            return;
-        }
-        self.runtime.spawn(async move {
-            loop {
-                tokio::time::sleep(LOOK_UP_EVERY).await;
-                handle.set_peers(resource, resolve(&config).await);
-            }
-        });
     }
 }
 
-async fn resolve(config: &Config) -> BTreeMap<NodeId, PeerAddress> {
-    let mut peers = BTreeMap::new();
-    for (&id, node) in &config.nodes {
-        match tokio::net::lookup_host(&node.replication).await {
-            Ok(mut found) => {
-                if let Some(address) = found.next() {
-                    peers.insert(id, PeerAddress::Tcp(address));
-                }
-            }
+async fn resolve(config: &Config, node: &Node) -> Vec<PeerAddress> {
+    let reach = config.file.reach.get(&node.name);
+    let addresses = match reach {
+        Some(reach) if !reach.replication.is_empty() => &reach.replication,
+        _ => &node.replication,
+    };
+    let mut found = Vec::new();
+    for address in addresses {
+        match tokio::net::lookup_host(address).await {
+            Ok(some) => found.extend(some.map(PeerAddress::Tcp)),
             Err(error) => {
-                tracing::warn!(node = %node.name, address = %node.replication, %error, "address not found");
+                tracing::warn!(node = %node.name, address, %error, "address not found");
             }
         }
     }
-    peers
+    found
 }
 
 /// An open replica, its attach writes durable.
@@ -457,9 +492,10 @@ fn boot_id() -> io::Result<u128> {
 fn open_replica(config: &Config, request: &AttachRequest) -> Result<Replica, ReplicaError> {
     let boot_id = boot_id().map_err(ReplicaError::BootId)?;
     let mut disks = Vec::new();
-    for place in &request.volumes {
+    for (index, place) in request.volumes.iter().enumerate() {
+        let disk_config = disk_config(config, request, index);
         if request.create {
-            create_files(place)?;
+            create_files(place, &disk_config)?;
         }
         let exists = std::fs::exists(&place.path).map_err(|source| ReplicaError::Io {
             path: place.path.clone(),
@@ -471,7 +507,7 @@ fn open_replica(config: &Config, request: &AttachRequest) -> Result<Replica, Rep
             });
         }
         let disk = once_free(
-            || Disk::open(&disk_config(place)),
+            || Disk::open(&disk_config),
             |error| matches!(error, OpenError::Locked { .. }),
         )?;
         disks.push(Arc::new(disk));
@@ -509,19 +545,26 @@ fn open_replica(config: &Config, request: &AttachRequest) -> Result<Replica, Rep
     })
 }
 
-fn disk_config(place: &StorePlace) -> DiskConfig {
+fn disk_config(config: &Config, request: &AttachRequest, index: usize) -> DiskConfig {
+    let place = &request.volumes[index];
     DiskConfig {
         path: place.path.clone(),
         meta: match &place.metadata {
             Some(path) => MetaPlace::SideFile(path.clone()),
-            None => MetaPlace::Internal,
+            None => MetaPlace::Internal(Places::in_file(
+                config
+                    .file
+                    .data_directory
+                    .join("places")
+                    .join(format!("{}-{index}", request.resource)),
+            )),
         },
         engine: None,
     }
 }
 
 /// Makes the files of a volume where there are none.
-fn create_files(place: &StorePlace) -> Result<(), ReplicaError> {
+fn create_files(place: &StorePlace, config: &DiskConfig) -> Result<(), ReplicaError> {
     if std::fs::exists(&place.path).unwrap_or(true) {
         return Ok(());
     }
@@ -531,11 +574,7 @@ fn create_files(place: &StorePlace) -> Result<(), ReplicaError> {
             .map_err(|source| layout_error(place, source))?
             .saturating_sub(place.size_bytes),
     };
-    Ok(Disk::create_files(
-        &disk_config(place),
-        place.size_bytes,
-        meta_bytes,
-    )?)
+    Ok(Disk::create_files(config, place.size_bytes, meta_bytes)?)
 }
 
 fn layout_error(place: &StorePlace, source: LayoutError) -> ReplicaError {
@@ -545,15 +584,21 @@ fn layout_error(place: &StorePlace, source: LayoutError) -> ReplicaError {
     }
 }
 
+/// Where the metadata are; where there are none, where they would be.
 fn placement(place: &StorePlace, store: &Disk) -> Result<Placement, ReplicaError> {
     if place.metadata.is_some() {
         return Ok(Placement::External);
     }
-    let device_bytes = store.store_bytes().map_err(|source| ReplicaError::Io {
+    let wrap = |source| ReplicaError::Io {
         path: place.path.clone(),
         source,
-    })?;
-    Ok(Placement::Internal { device_bytes })
+    };
+    let sizes = store.possible_places().map_err(wrap)?;
+    let found = relocation::find(&MetaReader(store, false), &sizes);
+    let now = store.store_bytes().map_err(wrap)?;
+    Ok(Placement::Internal {
+        device_bytes: found.unwrap_or(now),
+    })
 }
 
 /// Is there no metadata yet, and nothing else that must not be overwritten? A store with metadata is
@@ -633,13 +678,18 @@ fn attach_all(
         .collect();
     let mut sources = Vec::new();
     for ((place, disk), reader) in request.volumes.iter().zip(disks).zip(&readers) {
-        sources.push(Source {
-            metadata: reader,
-            placement: placement(place, disk)?,
-            store_bytes: disk.store_bytes().map_err(|source| ReplicaError::Io {
+        let placement = placement(place, disk)?;
+        let store_bytes = match placement {
+            Placement::Internal { device_bytes } => device_bytes,
+            Placement::External => disk.store_bytes().map_err(|source| ReplicaError::Io {
                 path: place.path.clone(),
                 source,
             })?,
+        };
+        sources.push(Source {
+            metadata: reader,
+            placement,
+            store_bytes,
         });
     }
     let expected = Expected {
@@ -654,6 +704,12 @@ fn attach_all(
             source,
         }
     })?;
+    if request.replaced == Some(attached.identity.disk) {
+        let path = request.volumes.first().map(|place| place.path.clone());
+        return Err(ReplicaError::Replaced {
+            path: path.unwrap_or_default(),
+        });
+    }
     for (((place, disk), volume), writes) in request
         .volumes
         .iter()
@@ -662,10 +718,16 @@ fn attach_all(
         .zip(&attached.writes)
     {
         disk.set_volume_bytes(volume.size_bytes())?;
-        write_all(disk, writes).map_err(|source| ReplicaError::Io {
-            path: place.path.clone(),
-            source,
-        })?;
+        let found = match volume.placement() {
+            Placement::Internal { device_bytes } => disk.metadata_are_at(device_bytes),
+            Placement::External => Ok(()),
+        };
+        found
+            .and_then(|()| write_all(disk, writes))
+            .map_err(|source| ReplicaError::Io {
+                path: place.path.clone(),
+                source,
+            })?;
     }
     Ok(attached)
 }

@@ -7,9 +7,12 @@ mod processes;
 use crate::cli::DemoArgs;
 use crate::client::{Client, ClientError};
 use crate::commands::Outcome;
+use crate::config::NodeFile;
+use crate::membership::join_cluster;
 use crate::operation::{MetadataSpec, Operation, ReplicaSpec};
 use crate::view::ClusterView;
 use anyhow::{Context, bail};
+use controller::core::{Access, Policy};
 use files::Layout;
 use processes::Processes;
 use std::future::pending;
@@ -64,6 +67,7 @@ async fn whole_life(args: &DemoArgs, directory: &Path) -> Outcome {
     let layout = Layout::prepare(args, directory)?;
     let mut processes = Processes::start(&layout)?;
     let work = async {
+        join_all(&layout, &mut processes).await?;
         bring_up(&layout, &mut processes).await?;
         let primary = primary_of(&layout).await?;
         match &args.exec {
@@ -88,6 +92,36 @@ async fn whole_life(args: &DemoArgs, directory: &Path) -> Outcome {
         None => ExitCode::SUCCESS,
         Some(status) => exit_code(status),
     })
+}
+
+/// Has the nodes join that are not in the cluster yet, each with a token of its own, and starts them.
+async fn join_all(layout: &Layout, processes: &mut Processes) -> anyhow::Result<()> {
+    let missing: Vec<u8> = (1..=layout.all())
+        .filter(|&number| !layout.has_joined(number))
+        .collect();
+    let deadline = Instant::now() + START_LIMIT;
+    let client = layout.client(1);
+    for &number in &missing {
+        until(
+            processes,
+            &client,
+            deadline,
+            "the first daemon to start",
+            |view| view.notes.is_empty(),
+        )
+        .await?;
+        let done = client
+            .operate(&Operation::Token {
+                valid_s: START_LIMIT.as_secs(),
+            })
+            .await?;
+        let file = NodeFile::load(&layout.config(number))?;
+        join_cluster(&file, &done.message.parse()?).await?;
+    }
+    for number in missing {
+        processes.start_one(layout, number)?;
+    }
+    Ok(())
 }
 
 /// Waits for the daemons, makes or finds the resource, and waits until all of it is up to date.
@@ -156,6 +190,10 @@ fn create(layout: &Layout) -> Operation {
         sizes: vec![layout.size_bytes],
         replicas: replicas.collect(),
         min_redundancy: 1,
+        policy: Policy {
+            access: Access::Follow,
+            ..Policy::default()
+        },
     }
 }
 

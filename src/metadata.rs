@@ -19,8 +19,9 @@ impl ReadAt for Source {
     }
 }
 
-/// The text for a store, or for a metadata file itself.
-pub(crate) fn dump(path: &Path) -> anyhow::Result<String> {
+/// The text for a store, or for a metadata file itself. `device_size`: where to look for metadata at
+/// the end of a device that has grown since.
+pub(crate) fn dump(path: &Path, device_size: Option<u64>) -> anyhow::Result<String> {
     let mut file = open(path)?;
     let beside = beside(path);
     let (source, placement) = if path.extension().is_some_and(|e| e == SUFFIX) {
@@ -32,6 +33,7 @@ pub(crate) fn dump(path: &Path) -> anyhow::Result<String> {
         let device_bytes = file
             .seek(SeekFrom::End(0))
             .with_context(|| format!("can't find the size of {}", path.display()))?;
+        let device_bytes = device_size.unwrap_or(device_bytes);
         (file, Placement::Internal { device_bytes })
     };
     if source.metadata().is_ok_and(|m| m.is_dir()) {

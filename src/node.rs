@@ -4,6 +4,7 @@
 
 mod create;
 mod roles;
+mod token;
 
 use crate::config::Config;
 use crate::events::Events;
@@ -12,7 +13,8 @@ use crate::plane::Plane;
 use crate::resources::Resources;
 use crate::size::show_size;
 use crate::view::{ClusterView, LocalView, merge};
-use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, NodeState, Resource};
+use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, Resource};
+use controller::pki::Issuer;
 use controller::runtime::{FailoverHandle, Forwarded, StoreHandle};
 use replicator::core::api::{Command, CommandError};
 use replicator::core::status::Role;
@@ -42,6 +44,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) config: Arc<Config>,
+    /// Where the key of the cluster's authority is.
+    pub(crate) issuer: Option<Arc<Issuer>>,
     pub(crate) store: StoreHandle,
     pub(crate) failover: FailoverHandle,
     pub(crate) plane: Arc<dyn Plane>,
@@ -119,8 +123,19 @@ impl Node {
                 sizes,
                 replicas,
                 min_redundancy,
-            } => self.create(&name, sizes, &replicas, min_redundancy).await,
+                policy,
+            } => {
+                self.create(&name, sizes, &replicas, min_redundancy, policy)
+                    .await
+            }
+            Operation::Token { valid_s } => self.token(valid_s, forwarded).await,
             Operation::DeleteResource { name } => self.delete(&name).await,
+            Operation::ReplaceDisk {
+                resource,
+                node,
+                paths,
+                metadata,
+            } => self.replace_disk(&resource, &node, &paths, metadata).await,
             Operation::ListResources => self.list(),
             Operation::Promote {
                 ref resource,
@@ -174,7 +189,7 @@ impl Node {
     }
 
     fn my_name(&self) -> &str {
-        self.config.this_node().name.as_str()
+        self.config.file.name.as_str()
     }
 
     fn document(&self, what: &str) -> Result<Arc<Document>, Failure> {
@@ -249,12 +264,11 @@ impl Node {
     /// What every node knows, without those that do not answer in time.
     async fn views(&self) -> BTreeMap<NodeId, LocalView> {
         let mut asked = JoinSet::new();
-        for &id in self
-            .config
-            .nodes
-            .keys()
-            .filter(|&&id| id != self.config.node)
-        {
+        let nodes = self.nodes();
+        for id in nodes.iter().map(|node| node.id) {
+            if id == self.config.node {
+                continue;
+            }
             let store = self.store.clone();
             asked.spawn(async move {
                 let body = serde_json::to_vec(&Operation::LocalView).ok()?;
@@ -279,28 +293,54 @@ impl Node {
         let (views, _) = tokio::join!(self.views(), self.store.catch_up(CATCH_UP_LIMIT));
         let known = self.store.document();
         let mut notes = Vec::new();
-        if known.is_none() {
-            notes.push(
-                "the configuration store was not reached since this node's start: nothing is known of resources".to_owned(),
-            );
-        } else if self.store.leader().is_none() {
-            notes.push(
-                "the configuration store has no leader within reach: what follows may be old, and no role can change".to_owned(),
-            );
-        }
-        let document = known.unwrap_or_else(|| Arc::new(self.configured()));
+        let document = match (known, self.store.stored()) {
+            (Some(document), _) => {
+                if self.store.leader().is_none() {
+                    notes.push("the configuration store has no leader within reach: what follows may be old, and no role can change".to_owned());
+                }
+                document
+            }
+            (None, Some(document)) => {
+                notes.push(self.waiting_since_start(&document));
+                document
+            }
+            (None, None) => {
+                notes.push("the configuration store was not reached since this node's start: nothing is known of resources".to_owned());
+                let mut document = Document::new(self.config.cluster);
+                document.nodes = self.nodes();
+                Arc::new(document)
+            }
+        };
         let mut view = merge(&document, self.store.leader(), &views);
         view.notes = notes;
         view
     }
 
-    /// A document with the nodes of the configuration file.
-    fn configured(&self) -> Document {
-        configured_nodes(&self.config)
-            .iter()
-            .fold(Document::new(self.config.cluster), |document, command| {
-                document.apply(command).unwrap_or(document)
-            })
+    /// What a node that has just started waits for, by the document that it had when it stopped.
+    fn waiting_since_start(&self, document: &Document) -> String {
+        let others = document.voters.iter().map(|voter| voter.node);
+        let others: Vec<String> = others
+            .filter(|&node| node != self.config.node)
+            .map(|node| document.node_name(node))
+            .collect();
+        let why = match &others[..] {
+            [other] => {
+                format!("waiting for {other}: it may have gone on alone while this node was away")
+            }
+            others => format!(
+                "waiting for a majority of the voters: start more of {}",
+                others.join(", ")
+            ),
+        };
+        format!("{why}; what follows is what this node knew when it stopped")
+    }
+
+    /// The cluster's nodes, as far as they are known.
+    fn nodes(&self) -> Vec<NodeEntry> {
+        match self.store.document() {
+            Some(document) => document.nodes.clone(),
+            None => self.config.known_nodes.clone(),
+        }
     }
 
     fn list(&self) -> Result<Done, Failure> {
@@ -475,12 +515,15 @@ impl Node {
             Operation::Verify {
                 node, repair, stop, ..
             } => {
-                self.peers(&what, &subject, node.as_deref())?;
+                let named = self.peers(&what, &subject, node.as_deref())?;
                 if *stop {
                     self.command(&what, &subject, Command::VerifyStop).await?;
                     format!("verify of {resource} is stopped")
                 } else {
-                    let command = Command::Verify { repair: *repair };
+                    let command = Command::Verify {
+                        node: node.as_ref().and(named.first().copied()),
+                        repair: *repair,
+                    };
                     self.command(&what, &subject, command).await?;
                     format!(
                         "verify of {resource} is under way; `lockstep status` shows how far, `lockstep events` what differs"
@@ -680,19 +723,6 @@ enum AskError {
     NotReady(NodeId),
     #[error("its daemon is of another version: {0}")]
     Answer(#[from] serde_json::Error),
-}
-
-/// Commands that bring the document's nodes in line with the configuration file.
-pub(crate) fn configured_nodes(config: &Config) -> Vec<StoreCommand> {
-    let entries = config.nodes.iter().map(|(&id, node)| NodeEntry {
-        id,
-        name: node.name.clone(),
-        control: node.control.clone(),
-        replication: node.replication.clone(),
-        state: NodeState::Online,
-        fencing: None,
-    });
-    entries.map(|node| StoreCommand::SetNode { node }).collect()
 }
 
 fn node_id(what: &str, document: &Document, name: &str) -> Result<NodeId, Failure> {

@@ -1,7 +1,7 @@
 //! The API's words: what can be asked of a daemon and what it answers. The same words go from the
 //! command line to a daemon and from daemon to daemon.
 
-use controller::core::NodeState;
+use controller::core::{NodeState, Policy};
 use serde::{Deserialize, Serialize};
 
 /// Something to do. Nodes, resources and volumes are named as people name them.
@@ -16,9 +16,25 @@ pub(crate) enum Operation {
         /// Where replicas lie; none: on every node, under its data directory.
         replicas: Vec<ReplicaSpec>,
         min_redundancy: u8,
+        /// How it is used.
+        #[serde(default)]
+        policy: Policy,
+    },
+    /// A token that lets one machine join.
+    Token {
+        /// Seconds until it expires.
+        valid_s: u64,
     },
     /// A resource ceases to be; its data stay.
     DeleteResource { name: String },
+    /// Another, empty disk takes the place of a replica's.
+    ReplaceDisk {
+        resource: String,
+        node: String,
+        /// One path a volume; none: where the old ones were.
+        paths: Vec<String>,
+        metadata: MetadataSpec,
+    },
     /// Every resource with its replicas' places.
     ListResources,
     /// A node becomes primary.

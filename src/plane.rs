@@ -1,11 +1,12 @@
 //! The data plane as the rest of the node sees it. Answers come through channels, since the data
 //! plane lives on a thread of its own and never waits for anybody.
 
+use controller::core::{Node, Policy};
 use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::Status;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
-use vocabulary::{Change, Generation, Member, Record, Refusal, ResourceId};
+use vocabulary::{Change, DiskId, Generation, Member, Record, Refusal, ResourceId};
 
 /// Where a volume's store and its metadata lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(crate) struct AttachRequest {
     pub(crate) volumes: Vec<StorePlace>,
     /// Stores may be created: the document has never seen this replica.
     pub(crate) create: bool,
+    /// The disk that was replaced: another has to be there.
+    pub(crate) replaced: Option<DiskId>,
 }
 
 /// A replica that is attached.
@@ -58,6 +61,12 @@ pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
 
     /// Closes a replica in order: no more service, sessions closed, stores marked closed.
     fn detach(&self, resource: ResourceId) -> oneshot::Receiver<()>;
+
+    /// How an attached resource is used, from now on.
+    fn policy(&self, resource: ResourceId, policy: Policy);
+
+    /// The cluster's nodes and where they are.
+    fn nodes(&self, nodes: &[Node]);
 
     /// A record is known to be committed.
     fn record(&self, record: Record);

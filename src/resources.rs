@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::events::{Events, describe};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::view::{LocalResource, LocalView, reason};
-use controller::core::{Backing, Command, Document, MetadataKind, Refused, Report, Resource};
+use controller::core::{
+    Backing, Command, Document, MetadataKind, Policy, Refused, Report, Resource,
+};
 use controller::runtime::{CommandError, FailoverHandle, StoreHandle};
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
@@ -15,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use vocabulary::{Generation, Refusal, ResourceId};
+use vocabulary::{DiskId, Generation, Refusal, ResourceId};
 
 /// A replica that can't be attached is tried again after this long, doubling.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -46,8 +48,12 @@ pub(crate) struct Resources {
 struct Replica {
     name: String,
     phase: Phase,
+    /// The disk that was replaced, as far as it was seen to.
+    replaced: Option<DiskId>,
     /// The newest record that was handed down.
     told: Generation,
+    /// The policy that was.
+    policy: Option<Policy>,
 }
 
 #[derive(Debug)]
@@ -125,6 +131,7 @@ impl Resources {
 
     /// Makes the data plane's replicas those of the document.
     fn follow(&self, document: &Document, done: &mpsc::UnboundedSender<Done>) {
+        self.plane.nodes(&document.nodes);
         let mut replicas = self.replicas();
         let gone: Vec<ResourceId> = replicas
             .keys()
@@ -148,13 +155,19 @@ impl Resources {
             };
             let replica = replicas.entry(resource.id).or_insert_with(|| Replica {
                 name: resource.name.to_string(),
+                replaced: placed.replaced,
                 phase: Phase::Failed {
                     problem: String::new(),
                     again: Instant::now(),
                     wait: Duration::ZERO,
                 },
                 told: Generation(0),
+                policy: None,
             });
+            if replica.replaced != placed.replaced && !matches!(replica.phase, Phase::Attaching) {
+                replica.replaced = placed.replaced;
+                self.give_up_disk(resource, replica);
+            }
             match &mut replica.phase {
                 Phase::Attaching => {}
                 Phase::Failed { again, wait, .. }
@@ -175,6 +188,10 @@ impl Resources {
                         *declaring = true;
                         self.declare(resource.id, *attached, done.clone());
                     }
+                    if replica.policy != Some(resource.policy) {
+                        replica.policy = Some(resource.policy);
+                        self.plane.policy(resource.id, resource.policy);
+                    }
                     if let Some(record) = &resource.record
                         && record.generation > replica.told
                     {
@@ -186,11 +203,32 @@ impl Resources {
         }
     }
 
+    /// The replica's disk was replaced: it is let go, and the next attach makes another one.
+    fn give_up_disk(&self, resource: &Resource, replica: &mut Replica) {
+        if let Phase::Attached { attached, .. } = &replica.phase {
+            if Some(attached.member.disk) != replica.replaced {
+                return;
+            }
+            // It closes in its own time; its stores stay locked until then.
+            drop(self.plane.detach(resource.id));
+        }
+        self.events.push(
+            Some(&replica.name),
+            "disk-replaced",
+            "the replica's disk was replaced; a new one is made".to_owned(),
+        );
+        replica.phase = Phase::Failed {
+            problem: String::new(),
+            again: Instant::now(),
+            wait: Duration::ZERO,
+        };
+    }
+
     fn attach(&self, resource: &Resource, wait: Duration, done: mpsc::UnboundedSender<Done>) {
         let Some(placed) = resource.replica(self.config.node) else {
             return;
         };
-        let directory = &self.config.data_directory;
+        let directory = &self.config.file.data_directory;
         let volumes = placed
             .backing
             .iter()
@@ -203,6 +241,7 @@ impl Resources {
             name: resource.name.to_string(),
             volumes,
             create: placed.report.is_none(),
+            replaced: placed.replaced,
         });
         tokio::spawn(async move {
             let result = match answer.await {
@@ -254,6 +293,7 @@ impl Resources {
                         );
                         self.events.push(Some(&replica.name), "attached", text);
                         replica.told = Generation(0);
+                        replica.policy = None;
                         Phase::Attached {
                             attached,
                             declaring: false,

@@ -1,4 +1,4 @@
-//! Sizes as people write them: `1GiB`, `512M`, `4096`.
+//! Sizes and times as people write them: `1GiB`, `512M`, `4096`; `30m`, `1h`.
 
 /// Why a word is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,26 @@ pub(crate) fn parse_size(word: &str) -> Result<u64, SizeError> {
         .and_then(|number| number.checked_mul(1 << shift))
         .filter(|&bytes| i64::try_from(bytes).is_ok())
         .ok_or_else(|| SizeError::TooLarge(word.to_owned()))
+}
+
+/// Why a word is not a time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a time: a number with s, m, h or d behind it")]
+pub(crate) struct DurationError(String);
+
+/// The number of seconds.
+pub(crate) fn parse_duration(word: &str) -> Result<u64, DurationError> {
+    let not = || DurationError(word.to_owned());
+    let digits = word.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let seconds: u64 = match &word[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(not()),
+    };
+    let number: u64 = digits.parse().map_err(|_| not())?;
+    number.checked_mul(seconds).ok_or_else(not)
 }
 
 /// The bytes in the largest unit that leaves three digits before the point.
@@ -98,5 +118,16 @@ mod tests {
         ] {
             assert_eq!(show_size(bytes), text);
         }
+    }
+
+    #[test]
+    fn times_are_read_in_their_units() {
+        for (word, seconds) in [("30s", 30), ("10m", 600), ("1h", 3600), ("2d", 172_800)] {
+            assert_eq!(parse_duration(word), Ok(seconds));
+        }
+        for bad in ["", "1", "h", "-1h", "1.5h", "1 h", "99999999999999999999d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert!(parse_duration("9999999999999999d").is_err());
     }
 }

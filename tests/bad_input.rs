@@ -8,6 +8,7 @@ use common::cluster::Cluster;
 use common::command::{output_within, text};
 use common::fio::FioLoop;
 use common::nbd::Client;
+use common::tls::Credentials;
 use common::{SOON, wait_for};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -43,6 +44,20 @@ fn throw(address: &str, bytes: &[u8]) {
     // The other side may close in the middle of it.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+/// The same in the open, and over a connection of a node that has lost its mind.
+fn throw_at_node(cluster: &Cluster, k: usize, address: &str, bytes: &[u8]) {
+    throw(address, bytes);
+    let other = if k == 1 { 2 } else { 1 };
+    let credentials = Credentials::of(cluster.dir(other));
+    let mut stream = credentials.connect(address, k).expect("a handshake");
+    let limit = Some(Duration::from_secs(10));
+    stream.sock.set_read_timeout(limit).expect("a time-out");
+    // The other side may close in the middle of it.
+    let _ = stream.write_all(bytes).and_then(|()| stream.flush());
+    let _ = stream.sock.shutdown(Shutdown::Write);
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
@@ -279,13 +294,9 @@ impl PeerHeader {
     }
 }
 
-/// The cluster's id, from a node's configuration.
+/// The cluster's id.
 fn cluster_id(cluster: &Cluster) -> u128 {
-    let text = std::fs::read_to_string(cluster.file(1, "lockstep.toml")).expect("a configuration");
-    let mut digits = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("id = \"")?.strip_suffix('"'));
-    u128::from_str_radix(digits.next().expect("an id"), 16).expect("hexadecimal digits")
+    Credentials::of(cluster.dir(1)).cluster
 }
 
 #[test]
@@ -329,7 +340,7 @@ fn peers_that_make_no_sense_harm_nobody_and_the_log_says_what_was_wrong() {
         for k in [1, 2] {
             let address = cluster.address(k, "replication");
             for script in &scripts {
-                throw(&address, script);
+                throw_at_node(cluster, k, &address, script);
             }
             let silent: Vec<TcpStream> = (0..50).map(|_| connect(&address)).collect();
             drop(silent);
@@ -380,7 +391,7 @@ fn controllers_that_make_no_sense_harm_nobody() {
         for k in [1, 2] {
             let address = cluster.address(k, "control");
             for script in &scripts {
-                throw(&address, script);
+                throw_at_node(cluster, k, &address, script);
             }
         }
         // Connections that say nothing must not keep the nodes from each other.
@@ -422,30 +433,38 @@ fn a_wrong_configuration_is_refused_with_file_line_and_reason() {
     let path = cluster.file(1, "lockstep.toml");
     let good = std::fs::read_to_string(&path).expect("a configuration");
     let control = cluster.address(1, "control");
+    let replication = cluster.address(1, "replication");
     for (old, new, words) in [
-        ("[cluster]", "colour = \"red\"\n[cluster]", "colour"),
-        ("name = \"node2\"", "name = \"node1\"", "node1"),
-        ("id = 1", "id = 0", "two [[nodes]] entries have this id"),
-        ("id = 1", "id = 99", "node ids are 0 to 31"),
-        ("node = \"node1\"", "node = \"nobody\"", "nobody"),
-        ("[cluster]", "api_socket = 5\n[cluster]", "invalid type"),
+        ("node =", "colour = \"red\"\nnode =", "colour"),
+        ("node =", "[[nodes]]\nid = 1\n[x]\nnode =", "nodes"),
         (
-            "[cluster]",
-            "data_directory = \"/nowhere/at/all\"\n[cluster]",
+            "node = \"node1\"",
+            "node = \"nobody\"",
+            "this machine is node1 in its cluster",
+        ),
+        ("node =", "api_socket = 5\nnode =", "invalid type"),
+        (
+            "node =",
+            "data_directory = \"/nowhere/at/all\"\nnode =",
             "/nowhere/at/all",
         ),
         (
-            "127.0.0.1:",
-            "0.0.0.0:",
+            "nbd_listen = [\"127.0.0.1:",
+            "nbd_listen = [\"0.0.0.0:",
             "whoever reaches it reads and writes every disk",
         ),
         (control.as_str(), "somewhere", "HOST:PORT"),
         (
-            "[cluster]",
-            "tuning = { evict_after_ms = 9999999 }\n[cluster]",
+            replication.as_str(),
+            control.as_str(),
+            "this address is named twice",
+        ),
+        (
+            "node =",
+            "tuning = { evict_after_ms = 9999999 }\nnode =",
             "out of range",
         ),
-        ("[cluster]", "[cluster", "unclosed table"),
+        ("node =", "[node", "unclosed table"),
     ] {
         assert!(good.contains(old), "{old} is not in: {good}");
         cluster.change_config(1, |_| good.replacen(old, new, 1));

@@ -7,7 +7,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use replicator::core::api::Payload;
-use replicator::core::message::{MAX_RANGES, Message};
+use replicator::core::message::{MAX_NUMBERS, MAX_RANGES, Message};
 use replicator::wire::{
     Decoded, Decoder, FrameContext, HEADER_BYTES, Kind, MAX_ACKS, MAX_BODY_BYTES, MAX_HASHES,
     MAX_PAYLOAD_BYTES, MAX_VOLUMES, PayloadBytes, VERSION, encode,
@@ -41,9 +41,27 @@ const CONTEXT: FrameContext = FrameContext {
     generation: Generation(4),
 };
 
-/// Opens the session at this end.
-fn opened(accepting: bool) -> Decoder {
+/// Opens the session, or the connection of a node that follows, at this end.
+fn opened(accepting: bool, follows: bool) -> Decoder {
     let node = NodeId::new(0).expect("below the limit");
+    if follows {
+        let (mut decoder, first) = if accepting {
+            let attach = Message::Attach {
+                node,
+                to: node,
+                session: 1,
+                epoch: CONTEXT.epoch,
+            };
+            (Decoder::accepting(CONTEXT.cluster), attach)
+        } else {
+            let decoder = Decoder::dialing(CONTEXT.cluster, CONTEXT.resource);
+            (decoder, Message::Attached { era: Epoch(1) })
+        };
+        let mut bytes = Vec::new();
+        encode::<Data>(&CONTEXT, &first, None, &mut bytes).expect("a valid opening");
+        decoder.decode::<Data>(&bytes).expect("a valid opening");
+        return decoder;
+    }
     let (mut decoder, first) = if accepting {
         let hello = Message::Hello {
             node,
@@ -85,6 +103,7 @@ fn check(message: &Message<Data>) {
         Message::Ranges { ranges, .. } | Message::Touch { ranges, .. } => {
             assert!(ranges.len() <= MAX_RANGES);
         }
+        Message::Numbers { entries, .. } => assert!(entries.len() <= MAX_NUMBERS),
         Message::Acks { seqs } => assert!(seqs.len() <= MAX_ACKS),
         Message::HashReply {
             hashes: Some(hashes),
@@ -172,7 +191,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let accepting = mode & 1 != 0;
     let decoder = if mode & 2 != 0 {
-        opened(accepting)
+        opened(accepting, mode & 8 != 0)
     } else if accepting {
         Decoder::accepting(CONTEXT.cluster)
     } else {

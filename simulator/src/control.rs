@@ -203,8 +203,8 @@ impl Control {
             document.nodes.push(DocumentNode {
                 id: node.id,
                 name,
-                control: String::new(),
-                replication: String::new(),
+                control: Vec::new(),
+                replication: Vec::new(),
                 state: NodeState::Online,
                 fencing: None,
             });
@@ -214,6 +214,7 @@ impl Control {
                 node,
                 backing: Vec::new(),
                 report: None,
+                replaced: None,
             };
             document.resources.push(Resource {
                 name,
@@ -488,7 +489,7 @@ impl World {
         self.at(at, Occurrence::Word(process, Box::new(word)));
     }
 
-    fn to_engine(&mut self, id: NodeId, lane: Lane, event: api::Event<crate::payload::Stamps>) {
+    fn tell_engine(&mut self, id: NodeId, lane: Lane, event: api::Event<crate::payload::Stamps>) {
         if !self.node(id).witness {
             self.pass(id, lane, Word::Engine(Box::new(event)));
         }
@@ -657,7 +658,7 @@ impl World {
         );
         let record = content.resources.first().and_then(|r| r.record.clone());
         if let Some(record) = record {
-            self.to_engine(id, Lane::VoterToEngine, api::Event::Record(record));
+            self.tell_engine(id, Lane::VoterToEngine, api::Event::Record(record));
         }
     }
 
@@ -811,7 +812,7 @@ impl World {
                         Refused::Record(refusal) => refusal,
                         _ => Refusal::NoResource { resource },
                     };
-                    self.to_engine(
+                    self.tell_engine(
                         id,
                         Lane::VoterToEngine,
                         api::Event::Refused { based_on, refusal },
@@ -853,11 +854,11 @@ impl World {
                     node, epoch, sent, ..
                 } => {
                     let event = api::Event::Granted { node, epoch, sent };
-                    self.to_engine(id, Lane::BeaconsToEngine, event);
+                    self.tell_engine(id, Lane::BeaconsToEngine, event);
                 }
                 failover::Action::Serve { epoch, .. } => {
                     self.say(|| format!("{id:?} may serve in {epoch:?}"));
-                    self.to_engine(id, Lane::BeaconsToEngine, api::Event::Serve { epoch });
+                    self.tell_engine(id, Lane::BeaconsToEngine, api::Event::Serve { epoch });
                 }
                 failover::Action::Promote { drop, over, .. } => {
                     self.say(|| format!("{id:?} stands in without {drop:?} over {over:?}"));
@@ -884,7 +885,7 @@ impl World {
             id: number,
             command,
         };
-        self.to_engine(id, Lane::BeaconsToEngine, event);
+        self.tell_engine(id, Lane::BeaconsToEngine, event);
     }
 
     /// The engine has answered a command of fail-over's.

@@ -8,14 +8,13 @@
 use crate::client::Ask;
 use crate::disk::Loss;
 use crate::faults::Repair;
+use crate::fingerprint;
 use crate::hunt::{Fault, guarded};
 use crate::rules::{Rule, Violation, differences_are_known, replicas_are_equal};
 use crate::stage::{Stage, block, node};
 use crate::world::{Occurrence, World};
 use std::cell::Cell;
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use vocabulary::{ByteRange, EXTENT_BYTES, NodeId};
@@ -135,71 +134,6 @@ fn prepare(scope: &Scope) -> World {
     world
 }
 
-/// Hashes text without the times in it.
-struct Timeless<'a>(&'a mut DefaultHasher, bool);
-
-impl Hasher for Timeless<'_> {
-    fn finish(&self) -> u64 {
-        self.0.finish()
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        // The Debug form writes `Time(`, the digits, `)` as pieces of their own.
-        if bytes == b"Time" {
-            self.1 = true;
-        } else if bytes == b")" {
-            self.1 = false;
-        }
-        let digits = bytes.iter().all(u8::is_ascii_digit);
-        if !(self.1 && digits) {
-            self.0.write(bytes);
-        }
-    }
-}
-
-fn fingerprint(world: &World) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for node in &world.nodes {
-        if let Some(core) = &node.core {
-            core.fingerprint(&mut Timeless(&mut hasher, false));
-        }
-        (node.is_running(), node.is_on(), node.incarnation, node.disk).hash(&mut hasher);
-        (node.serving, node.demoting, node.promised, node.lost).hash(&mut hasher);
-        format!("{:?}", node.ops.values()).hash(&mut hasher);
-        for volume in &node.volumes {
-            volume.data.fingerprint(&mut hasher);
-            volume.meta.fingerprint(&mut hasher);
-        }
-    }
-    for (id, conn) in world.net.conns() {
-        id.hash(&mut hasher);
-        for end in [crate::net::End::Dialer, crate::net::End::Acceptor] {
-            for item in conn.incoming(end) {
-                format!("{item:?}").hash(&mut hasher);
-            }
-        }
-    }
-    for a in &world.nodes {
-        for b in &world.nodes {
-            world.net.is_cut(a.id, b.id).hash(&mut hasher);
-        }
-    }
-    format!("{:?}", world.record()).hash(&mut hasher);
-    (
-        world.clients.served,
-        world.clients.refused,
-        world.clients.pending.len(),
-    )
-        .hash(&mut hasher);
-    for (_, _, what) in world.pending() {
-        match what {
-            Occurrence::Timer(_) | Occurrence::Operator | Occurrence::StoreTick => {}
-            what => format!("{what:?}").hash(&mut hasher),
-        }
-    }
-    hasher.finish()
-}
-
 fn deviations(world: &World) -> Vec<Deviation> {
     let mut all = Vec::new();
     for node in world.nodes.iter().filter(|n| n.is_running()) {
@@ -272,7 +206,7 @@ impl Explorer {
                 self.result.broken = Some((violation, self.path.clone()));
                 return;
             }
-            let state = fingerprint(&world);
+            let state = fingerprint::of_course(&world);
             // Only time passed, or a ping went by: this run goes on, there is nothing new to try.
             let again = !own.insert(state);
             let known = self.seen.get(&state).copied();

@@ -6,6 +6,7 @@
 use crate::payload::{BLOCK_SECTORS, SECTOR, ZERO};
 use crate::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use vocabulary::{BLOCK_BYTES, ByteRange};
 
 /// What a power loss does with writes that were not flushed.
@@ -325,7 +326,8 @@ impl DataArea {
 /// at any sector.
 #[derive(Clone, Debug, Default)]
 pub struct MetaArea {
-    blocks: BTreeMap<u64, Vec<u8>>,
+    // Shared between the copies of a world that an exploration makes.
+    blocks: BTreeMap<u64, Rc<Vec<u8>>>,
     bad: BTreeSet<u64>,
 }
 
@@ -357,9 +359,9 @@ impl MetaArea {
             let block = self
                 .blocks
                 .entry(at / BLOCK_BYTES)
-                .or_insert_with(|| vec![0; 4096]);
+                .or_insert_with(|| Rc::new(vec![0; 4096]));
             let within = usize::try_from(at % BLOCK_BYTES).unwrap_or(0);
-            block[within..within + sector.len()].copy_from_slice(sector);
+            Rc::make_mut(block)[within..within + sector.len()].copy_from_slice(sector);
             self.bad.remove(&(at / BLOCK_BYTES));
         }
     }
@@ -397,7 +399,7 @@ impl MetaArea {
     pub fn rot(&mut self, block: u64, rng: &mut Rng) {
         if let Some(bytes) = self.blocks.get_mut(&block) {
             let at = rng.index(bytes.len());
-            bytes[at] ^= u8::try_from(rng.between(1, 255)).unwrap_or(1);
+            Rc::make_mut(bytes)[at] ^= u8::try_from(rng.between(1, 255)).unwrap_or(1);
         }
     }
 

@@ -124,10 +124,16 @@ impl World {
                 }
                 self.submit(id, op, volume, OpKind::Meta(offset, data));
             }
+            Action::MoveMetadata { volume, .. } => {
+                let what =
+                    format!("node {id} moves the metadata of volume {volume}, which have a file");
+                self.broken(Rule::Intact, what);
+            }
             Action::Grow {
                 op,
                 volume,
                 size_bytes,
+                ..
             } => self.submit(id, op, volume, OpKind::Grow(size_bytes)),
             Action::Dial { peer } => {
                 let up = self.node(peer).is_on() && self.net.joined(id, peer);
@@ -187,6 +193,8 @@ impl World {
                 id: command,
                 result,
             } => self.command_done(id, command, result),
+            // Its clients hold no connections.
+            Action::HangUp => {}
             Action::Notice(notice) => self.notice(id, notice),
         }
     }

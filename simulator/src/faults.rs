@@ -168,6 +168,11 @@ impl Faults {
         }
     }
 
+    /// Does chance, in this many of 100 cases, play a part in how store and nodes exchange what they have?
+    pub fn chance(&self, percent: u64, rng: &mut Rng) -> bool {
+        self.active && rng.percent(percent)
+    }
+
     /// No more bad luck.
     pub fn stop(&mut self) {
         self.active = false;

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod executions;
 pub mod explore;
 pub mod faults;
+pub mod fingerprint;
 pub mod hunt;
 pub mod net;
 pub mod node;

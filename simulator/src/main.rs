@@ -3,7 +3,7 @@
 use clap::Parser;
 use simulator::deviate;
 use simulator::explore::{SCOPES, explore};
-use simulator::hunt::{Fault, by_name, hunt, run_one};
+use simulator::hunt::{Fault, by_name, guarded, hunt, run_one};
 use simulator::run::{Kind, Outcome};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -140,10 +140,10 @@ fn deviate(name: &str, mutation: Option<Fault>, arguments: &Arguments) -> ExitCo
 }
 
 /// From one state in so many of an exploration the cluster is run to rest.
-const REST_EVERY: usize = 16;
+const REST_EVERY: usize = 64;
 
 /// Explores every scope, two at a time.
-fn explore_all(states: usize) -> bool {
+fn explore_all(states: usize, mutation: Option<Fault>) -> bool {
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     std::thread::scope(|threads| {
@@ -155,11 +155,13 @@ fn explore_all(states: usize) -> bool {
                         return;
                     };
                     let started = Instant::now();
-                    match explore(scope, states, REST_EVERY) {
+                    let explored = guarded(mutation, || Ok(explore(scope, states, REST_EVERY)));
+                    match explored.unwrap_or_else(|violation| Err(Box::new(violation.into()))) {
                         Ok(seen) => println!(
-                            "scope {}: {} states, depth {}, {} of them run to rest, {}, {:.1} s",
+                            "scope {}: {} states by {} steps, depth {}, {} of them run to rest, {}, {:.1} s",
                             scope.name,
                             seen.states,
+                            seen.steps,
                             seen.depth,
                             seen.rested,
                             if seen.complete {
@@ -204,7 +206,7 @@ fn main() -> ExitCode {
         };
     }
     if arguments.explore {
-        return if explore_all(arguments.states) {
+        return if explore_all(arguments.states, mutation) {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE

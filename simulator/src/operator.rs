@@ -279,6 +279,7 @@ impl World {
             0 | 1 if self.is_whole() => return self.operate_at_random(),
             0 | 1 => Command::Demote,
             2 => Command::Verify {
+                node: None,
                 repair: rng.percent(50),
             },
             3 | 4 if peer != primary => {

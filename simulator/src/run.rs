@@ -48,6 +48,7 @@ pub fn fast_settings(rng: &mut Rng) -> Settings {
         chunk_bytes: [16 << 10, 64 << 10, 256 << 10][rng.index(3)],
         max_chunks: rng.index(4) + 1,
         admit_below_bytes: [4 << 10, 64 << 10, 1 << 20][rng.index(3)],
+        no_primary_ms: Settings::default().no_primary_ms,
     }
 }
 
@@ -72,7 +73,7 @@ fn whole_of(nodes: u8, settings: &mut Settings, rng: &mut Rng) -> Whole {
     };
     let election_ms = rng.between(100, 250);
     Whole {
-        witnesses: if nodes % 2 == 0 && rng.percent(90) {
+        witnesses: if nodes.is_multiple_of(2) && rng.percent(90) {
             1
         } else {
             0

@@ -68,6 +68,7 @@ impl Stage {
                 chunk_bytes: 16 << 10,
                 max_chunks: 1,
                 admit_below_bytes: 4 << 10,
+                no_primary_ms: Settings::default().no_primary_ms,
             },
         };
         change(&mut config);

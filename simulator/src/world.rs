@@ -369,14 +369,17 @@ impl World {
         entries
     }
 
-    /// Lets one of [`Self::pending`] happen now, before its turn.
+    /// Lets one of [`Self::pending`] happen now, before its turn. The clock stands still, but for a
+    /// time-out, which comes at its time.
     pub fn fire(&mut self, seq: u64) {
         let mut entries = std::mem::take(&mut self.queue).into_vec();
         let at = entries.iter().position(|Reverse(e)| e.seq == seq);
         let chosen = at.map(|at| entries.swap_remove(at));
         self.queue = entries.into();
         if let Some(Reverse(entry)) = chosen {
-            self.now = self.now.max(entry.at);
+            if matches!(entry.what, Occurrence::Timer(_) | Occurrence::StoreTick) {
+                self.now = self.now.max(entry.at);
+            }
             self.happen(entry.what);
         }
     }
@@ -856,7 +859,8 @@ impl World {
         if self.store.up {
             for i in 0..self.nodes.len() {
                 let node = &self.nodes[i];
-                if !node.is_running() || self.store_cut[i] || self.rng.percent(20) {
+                let skipped = self.faults.chance(20, &mut self.rng);
+                if !node.is_running() || self.store_cut[i] || skipped {
                     continue;
                 }
                 let member = Member {
@@ -871,7 +875,7 @@ impl World {
                     .core
                     .as_ref()
                     .is_none_or(|c| c.generation() < self.store.record().generation);
-                if stale || self.rng.percent(10) {
+                if stale || self.faults.chance(10, &mut self.rng) {
                     let record = Box::new(self.store.record().clone());
                     let us = self.rng.between(100, 3000);
                     self.after_us(us, Occurrence::Record(id, record));

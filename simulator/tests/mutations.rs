@@ -8,6 +8,7 @@
 use replicator::core::mutation::Mutation;
 use simulator::deviate::{deviate_from, scope};
 use simulator::executions;
+use simulator::explore::{SCOPES, explore};
 use simulator::hunt::{Fault, guarded, hunt};
 use simulator::rules::Rule;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ fn every_fault_of_the_core_is_noticed() {
             .map(|(_, script)| *script)
             .collect();
         if let Some(script) = scripts.first() {
-            let run = |mutation| {
+            let run = |mutation: Option<Mutation>| {
                 guarded(mutation.map(Fault::Engine), || {
                     script();
                     Ok(())
@@ -95,4 +96,30 @@ fn one_deviation_from_a_plain_course_shows_a_fault() {
             seen.states
         );
     }
+}
+
+/// What random seeds meet late or never, breadth-first search finds within a few thousand states, and
+/// by the shortest way.
+#[test]
+fn exploring_every_order_of_a_small_scope_shows_a_fault() {
+    std::panic::set_hook(Box::new(|_| {}));
+    for (name, mutation) in [
+        ("write-break", Mutation::CopyWithoutLock),
+        ("write-break", Mutation::AckWhileEvictProposed),
+        ("write-kill", Mutation::ReleaseWithoutNames),
+        ("write-kill", Mutation::LogNotWindow),
+        ("write-kill", Mutation::ResumePrimaryship),
+        ("write-power", Mutation::RebootKeepsIncarnation),
+    ] {
+        let scope = SCOPES.iter().find(|s| s.name == name).expect("a scope");
+        let explored = guarded(Some(mutation.into()), || Ok(explore(scope, 5_000, 64)));
+        let found = match explored {
+            Ok(Err(found)) => found.to_string(),
+            Ok(Ok(seen)) => panic!("{mutation:?} was not noticed in '{name}': {seen:?}"),
+            Err(violation) => violation.to_string(),
+        };
+        assert!(!found.contains("rule Bounded"), "{mutation:?}: {found}");
+        println!("{mutation:?} in '{name}': {found}");
+    }
+    let _ = std::panic::take_hook();
 }

@@ -388,7 +388,7 @@ fn verify_finds_exactly_the_planted_differences() {
     }
     let found = |s: &mut Stage, repair: bool| {
         s.forget_notices();
-        assert_eq!(s.command(0, Command::Verify { repair }), Ok(()));
+        assert_eq!(s.command(0, Command::Verify { node: None, repair }), Ok(()));
         s.world
             .notices
             .iter()
@@ -410,7 +410,13 @@ fn verify_finds_exactly_the_planted_differences() {
 #[test]
 fn verify_ends_under_writes_and_finds_nothing() {
     let mut s = Stage::new(2);
-    let id = s.world.command(node(0), Command::Verify { repair: false });
+    let id = s.world.command(
+        node(0),
+        Command::Verify {
+            node: None,
+            repair: false,
+        },
+    );
     for at in 0..100 {
         s.begin_write(0, block(at % 7));
         s.pass(1);
@@ -423,7 +429,13 @@ fn verify_ends_under_writes_and_finds_nothing() {
 #[test]
 fn verify_target_becomes_inconsistent_and_verify_ends() {
     let mut s = Stage::new(2);
-    let id = s.world.command(node(0), Command::Verify { repair: false });
+    let id = s.world.command(
+        node(0),
+        Command::Verify {
+            node: None,
+            repair: false,
+        },
+    );
     s.pass(5);
     s.power_off(1);
     s.wait("an end", |w| w.operator.answers.contains_key(&id));

@@ -25,7 +25,15 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Demo(args) => crate::demo::run(&args),
         Command::Daemon(args) => crate::daemon::run(&args),
         Command::Init { config } => node_files::init(&config, json),
-        Command::DumpMetadata { file } => node_files::dump_metadata(&file),
+        Command::Join { config, token } => block_on(node_files::join(&config, &token, json)),
+        Command::Token { valid } => block_on(operate::run(
+            &client,
+            Operation::Token { valid_s: valid },
+            json,
+        )),
+        Command::DumpMetadata { file, device_size } => {
+            node_files::dump_metadata(&file, device_size)
+        }
         Command::Status { resource, watch } => {
             block_on(show::status(&client, resource.as_deref(), json, watch))
         }
@@ -37,6 +45,16 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Resource(ResourceCommand::Delete { name }) => block_on(operate::run(
             &client,
             Operation::DeleteResource { name },
+            json,
+        )),
+        Command::Resource(ResourceCommand::ReplaceDisk(args)) => block_on(operate::run(
+            &client,
+            Operation::ReplaceDisk {
+                resource: args.resource,
+                node: args.node,
+                paths: args.path,
+                metadata: args.metadata,
+            },
             json,
         )),
         Command::Volume(VolumeCommand::Resize { volume, size }) => {

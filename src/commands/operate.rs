@@ -1,12 +1,13 @@
 //! Commands that ask a daemon to do something, and those that wait until it is done.
 
 use super::Outcome;
-use crate::cli::CreateArgs;
+use crate::cli::{AccessMode, CreateArgs, NoQuorum};
 use crate::client::Client;
 use crate::operation::{Operation, ReplicaSpec};
 use crate::size::show_size;
 use crate::view::ResourceView;
 use anyhow::Context;
+use controller::core::{Access, OnNoQuorum, Policy};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -41,6 +42,17 @@ pub(super) fn create(args: CreateArgs) -> Operation {
         sizes: args.size,
         replicas: replicas.collect(),
         min_redundancy: args.min_redundancy,
+        policy: Policy {
+            access: match args.access {
+                AccessMode::Exclusive => Access::Exclusive,
+                AccessMode::Follow => Access::Follow,
+            },
+            on_no_quorum: match args.on_no_quorum {
+                NoQuorum::Suspend => OnNoQuorum::Suspend,
+                NoQuorum::Error => OnNoQuorum::Error,
+            },
+            preferred: None,
+        },
     }
 }
 
@@ -155,6 +167,8 @@ mod tests {
             replica: vec!["n1:/dev/sdb,/dev/sdc".to_owned(), "n2".to_owned()],
             metadata: MetadataSpec::Internal,
             min_redundancy: 1,
+            access: AccessMode::Follow,
+            on_no_quorum: NoQuorum::Suspend,
         });
         let Operation::CreateResource { replicas, .. } = operation else {
             panic!("{operation:?}");

@@ -6,29 +6,19 @@ const GOOD: &str = r#"node = "node1"
 data_directory = "data"
 nbd_listen = ["127.0.0.1:10809"]
 nbd_socket = "nbd.sock"
-
-[cluster]
-name = "demo"
-id = "0123456789abcdef0123456789abcdef"
-
-[[nodes]]
-id = 0
-name = "node1"
-control = "127.0.0.1:7001"
+control = ["127.0.0.1:7001", "node1.example:7001"]
 replication = "127.0.0.1:7101"
+replication_listen = "0.0.0.0:7101"
 
-[[nodes]]
-id = 1
-name = "node2"
-control = "node2.example:7001"
-replication = "node2.example:7101"
+[reach.node2]
+control = "192.0.2.1:7001"
 
 [tuning]
 ping_interval_ms = 100
 "#;
 
-fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(Path::new("/etc/lockstep/lockstep.toml"), text)
+fn parse(text: &str) -> Result<NodeFile, ConfigError> {
+    NodeFile::parse(Path::new("/etc/lockstep/lockstep.toml"), text)
 }
 
 /// The error's text after the file name, for the good file with one piece replaced.
@@ -44,19 +34,21 @@ fn complaint(old: &str, new: &str) -> String {
 #[test]
 fn a_whole_file_is_taken() {
     let config = parse(GOOD).unwrap();
-    assert_eq!(config.node.get(), 0);
+    assert_eq!(config.name.as_str(), "node1");
     assert_eq!(config.data_directory, Path::new("/etc/lockstep/data"));
     assert_eq!(config.api_socket, Path::new("/etc/lockstep/data/api.sock"));
     assert_eq!(
         config.nbd_socket.as_deref(),
         Some(Path::new("/etc/lockstep/data/nbd.sock"))
     );
-    assert_eq!(
-        config.cluster,
-        ClusterId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef)
-    );
-    assert_eq!(config.nodes.len(), 2);
-    assert_eq!(config.founder(), config.node);
+    assert_eq!(config.control.own.len(), 2);
+    assert_eq!(config.control.listen, config.control.own);
+    assert_eq!(config.replication.own, ["127.0.0.1:7101"]);
+    assert_eq!(config.replication.listen, ["0.0.0.0:7101"]);
+    assert!(config.secure_replication);
+    let reach = &config.reach[&Name::new("node2").unwrap()];
+    assert_eq!(reach.control, ["192.0.2.1:7001"]);
+    assert!(reach.replication.is_empty());
     assert_eq!(config.settings.ping_interval_ms, 100);
     assert_eq!(
         config.settings.peer_timeout_ms,
@@ -69,38 +61,33 @@ fn every_error_names_file_line_key_and_value() {
     let cases = [
         (
             "node = \"node1\"",
-            "node = \"node7\"",
-            "1: node = \"node7\": there is no [[nodes]] entry of that name",
+            "node = \"no/de\"",
+            "1: node = \"no/de\": \"no/de\" is not a name: 1 to 64 letters, digits, '-', '_' and '.', beginning with a letter or a digit",
         ),
         (
-            "0123456789abcdef0123456789abcdef",
-            "0123",
-            "8: cluster.id = \"0123\": not a cluster id: 32 hexadecimal digits, not all zero",
+            "node1.example:7001",
+            "node1.example",
+            "5: control = \"node1.example\": not an address: HOST:PORT is wanted, for instance 10.0.0.1:7788",
         ),
         (
-            "id = 1",
-            "id = 32",
-            "17: nodes.id = 32: node ids are 0 to 31",
+            "node1.example:7001",
+            "127.0.0.1:7001",
+            "5: control = \"127.0.0.1:7001\": this address is named twice; each serves one purpose",
         ),
         (
-            "id = 1",
-            "id = 0",
-            "17: nodes.id = 0: two [[nodes]] entries have this id; each node has its own",
+            "replication = \"127.0.0.1:7101\"",
+            "replication = \"127.0.0.1:7001\"",
+            "6: replication = \"127.0.0.1:7001\": this address is named twice; each serves one purpose",
         ),
         (
-            "name = \"node2\"",
-            "name = \"node1\"",
-            "18: nodes.name = \"node1\": two [[nodes]] entries have this name; each node has its own",
+            "\"127.0.0.1:7101\"",
+            "[]",
+            "6: replication = []: a node has 1 to 4 addresses for each purpose",
         ),
         (
-            "name = \"node2\"",
-            "name = \"no/de\"",
-            "18: nodes.name = \"no/de\": \"no/de\" is not a name: 1 to 64 letters, digits, '-', '_' and '.', beginning with a letter or a digit",
-        ),
-        (
-            "node2.example:7001",
-            "node2.example",
-            "19: nodes.control = \"node2.example\": not an address: HOST:PORT is wanted, for instance 10.0.0.1:7788",
+            "192.0.2.1:7001",
+            "192.0.2.1:0",
+            "10: reach.control = \"192.0.2.1:0\": not an address: HOST:PORT is wanted, for instance 10.0.0.1:7788",
         ),
         (
             "127.0.0.1:10809",
@@ -110,17 +97,17 @@ fn every_error_names_file_line_key_and_value() {
         (
             "ping_interval_ms = 100",
             "ping_interval_ms = 1",
-            "23: ping_interval_ms = 1: out of range: 50 to 60000",
+            "13: ping_interval_ms = 1: out of range: 50 to 60000",
         ),
         (
             "ping_interval_ms = 100",
             "ping_interval_ms = 2000",
-            "23: tuning.ping_interval_ms = 2000: peer_timeout_ms must be at least twice ping_interval_ms, or one late ping loses the peer",
+            "13: tuning.ping_interval_ms = 2000: peer_timeout_ms must be at least twice ping_interval_ms, or one late ping loses the peer",
         ),
         (
             "ping_interval_ms = 100",
             "chunk_bytes = 5000",
-            "23: tuning.chunk_bytes = 5000: must be a multiple of 4096",
+            "13: tuning.chunk_bytes = 5000: must be a multiple of 4096",
         ),
     ];
     for (old, new, expected) in cases {
@@ -137,17 +124,20 @@ fn unknown_keys_and_wrong_types_are_errors_with_their_line() {
             ["4: ", "unknown field `nbd_sokcet`"],
         ),
         (
-            "name = \"demo\"",
-            "nam = \"demo\"",
-            ["7: ", "unknown field `nam`"],
+            "[reach.node2]",
+            "[[nodes]]",
+            ["9: ", "unknown field `nodes`"],
         ),
-        ("id = 1", "id = \"1\"", ["17: ", "invalid type"]),
-        ("id = 1", "id = -1", ["17: ", "-1"]),
-        ("[tuning]", "[tuning", ["22: ", ""]),
+        (
+            "replication = \"127.0.0.1:7101\"",
+            "replication = 7101",
+            ["6: ", ""],
+        ),
+        ("[tuning]", "[tuning", ["12: ", ""]),
         (
             "ping_interval_ms",
             "ping_intervall_ms",
-            ["23: ", "unknown field"],
+            ["13: ", "unknown field"],
         ),
     ] {
         let error = complaint(old, new);
@@ -176,6 +166,12 @@ fn a_socket_path_that_the_kernel_refuses_is_refused_here() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = Config::load(Path::new("/nonexistent/lockstep.toml")).unwrap_err();
+    let error = NodeFile::load(Path::new("/nonexistent/lockstep.toml")).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/lockstep.toml"));
+}
+
+#[test]
+fn replication_is_in_the_open_only_when_told_so_in_so_many_words() {
+    let text = format!("{GOOD}\n[tls]\nreplication = false\n");
+    assert!(!parse(&text).unwrap().secure_replication);
 }

@@ -1,15 +1,14 @@
 //! The demo's files: what is where, and the nodes' configuration. A directory that a demo has used
-//! before keeps its cluster; only the ports are chosen anew.
+//! before keeps its cluster, and the ports by which its nodes know each other.
 
 use crate::cli::DemoArgs;
 use crate::client::Client;
-use crate::config::Config;
-use crate::daemon::create_cluster;
+use crate::config::NodeFile;
 use crate::lock::DirectoryLock;
+use crate::membership::create_cluster;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use std::fmt::Write;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 /// Size of the disk where none is asked for.
@@ -22,7 +21,8 @@ const FILE: &str = "demo.json";
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Remembered {
-    cluster: String,
+    /// Of each node: for controllers and for replicas. The cluster knows the nodes by them.
+    ports: Vec<[u16; 2]>,
     nodes: u8,
     witnesses: u8,
     size_bytes: u64,
@@ -67,13 +67,15 @@ impl Layout {
                 );
             }
         }
-        let fresh = remembered.is_none();
-        let remembered = remembered.unwrap_or_else(|| Remembered {
-            cluster: format!("{:032x}", rand::random::<u128>().max(1)),
-            nodes: args.nodes,
-            witnesses: args.witnesses,
-            size_bytes: args.size.unwrap_or(DEFAULT_SIZE_BYTES),
-        });
+        let remembered = match remembered {
+            Some(remembered) => remembered,
+            None => Remembered {
+                ports: free_ports(args.port, args.nodes + args.witnesses)?,
+                nodes: args.nodes,
+                witnesses: args.witnesses,
+                size_bytes: args.size.unwrap_or(DEFAULT_SIZE_BYTES),
+            },
+        };
         let layout = Self {
             directory,
             nodes: remembered.nodes,
@@ -81,17 +83,17 @@ impl Layout {
             size_bytes: remembered.size_bytes,
             port: args.port,
         };
-        layout.check_free()?;
-        layout.write_configuration(&remembered.cluster)?;
-        if fresh {
-            create_cluster(&Config::load(&layout.config(1))?)?;
-            std::fs::write(&memory, serde_json::to_vec(&remembered)?)?;
+        layout.check_free(&remembered.ports)?;
+        layout.write_configuration(&remembered.ports)?;
+        if !layout.has_joined(1) {
+            create_cluster(&NodeFile::load(&layout.config(1))?)?;
         }
+        std::fs::write(&memory, serde_json::to_vec(&remembered)?)?;
         Ok(layout)
     }
 
     /// Neither another demo nor another program is in the way; said before anything is started.
-    fn check_free(&self) -> anyhow::Result<()> {
+    fn check_free(&self, ports: &[[u16; 2]]) -> anyhow::Result<()> {
         for number in 1..=self.all() {
             let directory = self.node(number);
             if let Some(pid) = DirectoryLock::holder(&directory) {
@@ -107,30 +109,19 @@ impl Layout {
                 format!("port {port} of 127.0.0.1 is in use or not allowed; choose another --port")
             })?;
         }
+        for &port in ports.iter().flatten() {
+            if !is_free(port) {
+                bail!(
+                    "port {port} of 127.0.0.1 is in use, and the nodes in {} know each other by it\n  to do: stop what uses it, or use another --dir",
+                    self.directory.display()
+                );
+            }
+        }
         Ok(())
     }
 
-    fn write_configuration(&self, cluster: &str) -> anyhow::Result<()> {
-        // Not ports of the kernel's choosing: those it also gives to outgoing connections, so that
-        // a node that restarts could find its own taken.
-        let mut candidates = self.port.saturating_add(FIRST_NODE_PORT)..=u16::MAX;
-        let mut free = || -> anyhow::Result<u16> {
-            candidates
-                .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
-                .context("no free port is left for the nodes; choose a lower --port")
-        };
-        let mut nodes = String::new();
-        for number in 1..=self.all() {
-            write!(
-                nodes,
-                "\n[[nodes]]\nid = {}\nname = \"{}\"\ncontrol = \"127.0.0.1:{}\"\nreplication = \"127.0.0.1:{}\"\n",
-                number - 1,
-                Self::name(number),
-                free()?,
-                free()?
-            )?;
-        }
-        for number in 1..=self.all() {
+    fn write_configuration(&self, ports: &[[u16; 2]]) -> anyhow::Result<()> {
+        for (number, [control, replication]) in (1..=self.all()).zip(ports) {
             let directory = self.node(number);
             std::fs::create_dir_all(&directory)
                 .with_context(|| format!("can't make {}", directory.display()))?;
@@ -143,13 +134,19 @@ impl Layout {
                 String::new()
             };
             let text = format!(
-                "# Written by `lockstep demo`, anew at each start.\nnode = \"{}\"\n{listen}\n[cluster]\nname = \"demo\"\nid = \"{cluster}\"\n{nodes}",
+                "# Written by `lockstep demo`, anew at each start.\nnode = \"{}\"\ncontrol = \"127.0.0.1:{control}\"\nreplication = \"127.0.0.1:{replication}\"\n{listen}",
                 Self::name(number)
             );
             std::fs::write(self.config(number), text)
                 .with_context(|| format!("can't write {}", self.config(number).display()))?;
         }
         Ok(())
+    }
+
+    /// Is this node in the cluster already?
+    pub(super) fn has_joined(&self, number: u8) -> bool {
+        let keys = controller::pki::files::directory(&self.node(number));
+        keys.join(controller::pki::files::NODE_CERTIFICATE).exists()
     }
 
     /// How many daemons there are.
@@ -194,9 +191,28 @@ impl Layout {
     }
 }
 
+/// Two for each node. Not ports of the kernel's choosing: those it also gives to outgoing connections,
+/// so that a node that restarts could find its own taken.
+fn free_ports(nbd: u16, nodes: u8) -> anyhow::Result<Vec<[u16; 2]>> {
+    let mut candidates = nbd.saturating_add(FIRST_NODE_PORT)..=u16::MAX;
+    let mut free = || {
+        candidates
+            .find(|&port| is_free(port))
+            .context("no free port is left for the nodes; choose a lower --port")
+    };
+    (0..nodes).map(|_| Ok([free()?, free()?])).collect()
+}
+
+/// For connections and for beacons.
+fn is_free(port: u16) -> bool {
+    let address = ("127.0.0.1", port);
+    TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn args(nodes: u8, witnesses: u8) -> DemoArgs {
         DemoArgs {
@@ -219,8 +235,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::prepare(&args(1, 2), dir.path()).unwrap();
         for number in 1..=3 {
-            let config = Config::load(&layout.config(number)).unwrap();
-            assert_eq!(config.node.get(), number - 1);
+            let config = NodeFile::load(&layout.config(number)).unwrap();
+            assert_eq!(config.name.as_str(), Layout::name(number));
             assert_eq!(config.nbd_listen.len(), usize::from(number == 1));
             assert_eq!(config.api_socket, layout.socket(number));
         }
@@ -230,9 +246,11 @@ mod tests {
     fn a_directory_is_used_again_only_for_the_same_demo() {
         let dir = tempfile::tempdir().unwrap();
         let first = Layout::prepare(&args(1, 0), dir.path()).unwrap();
-        let cluster = Config::load(&first.config(1)).unwrap().cluster;
+        let before = Config::load(&first.config(1)).unwrap();
         let again = Layout::prepare(&args(1, 0), dir.path()).unwrap();
-        assert_eq!(Config::load(&again.config(1)).unwrap().cluster, cluster);
+        let after = Config::load(&again.config(1)).unwrap();
+        assert_eq!(after.cluster, before.cluster);
+        assert_eq!(after.file.control, before.file.control);
         let error = Layout::prepare(&args(1, 1), dir.path()).unwrap_err();
         assert!(error.to_string().contains("--nodes 1 --witnesses 0"));
         let _lock = DirectoryLock::take(&first.node(1)).unwrap();

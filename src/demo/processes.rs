@@ -27,37 +27,42 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    /// Starts a daemon for each node.
+    /// Starts a daemon for each node that is in the cluster.
     pub(super) fn start(layout: &Layout) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("can't find this program's own file")?;
         let mut processes = Self {
             children: Vec::new(),
-            logs: (1..=layout.all())
-                .map(|number| layout.log(number))
-                .collect(),
+            logs: Vec::new(),
         };
-        for number in 1..=layout.all() {
-            let path = layout.log(number);
-            let log = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&path)
-                .with_context(|| format!("can't write {}", path.display()))?;
-            let child = Command::new(&program)
-                .arg("daemon")
-                .arg("--config")
-                .arg(layout.config(number))
-                .arg("--exit-with-parent")
-                .stdin(Stdio::null())
-                .stdout(log.try_clone()?)
-                .stderr(log)
-                // Ctrl-C is the demo's: it stops the daemons in order.
-                .process_group(0)
-                .spawn()
-                .with_context(|| format!("can't start {}", program.display()))?;
-            processes.children.push((number, child));
+        for number in (1..=layout.all()).filter(|&number| layout.has_joined(number)) {
+            processes.start_one(layout, number)?;
         }
         Ok(processes)
+    }
+
+    /// Starts one daemon.
+    pub(super) fn start_one(&mut self, layout: &Layout, number: u8) -> anyhow::Result<()> {
+        let program = std::env::current_exe().context("can't find this program's own file")?;
+        let path = layout.log(number);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("can't write {}", path.display()))?;
+        let child = Command::new(&program)
+            .arg("daemon")
+            .arg("--config")
+            .arg(layout.config(number))
+            .arg("--exit-with-parent")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C is the demo's: it stops the daemons in order.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("can't start {}", program.display()))?;
+        self.children.push((number, child));
+        self.logs.push(path);
+        Ok(())
     }
 
     /// An error if a daemon has ended by itself.

@@ -3,7 +3,9 @@
 
 use super::{Node, node_id};
 use crate::operation::{Done, Failure, MetadataSpec, ReplicaSpec};
-use controller::core::{Backing, Command, Document, MetadataKind, Name, Policy, Replica, Resource};
+use controller::core::{
+    Backing, Command, Document, MetadataKind, Name, Policy, Refused, Replica, Resource,
+};
 use controller::runtime::CommandError;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -19,6 +21,7 @@ impl Node {
         sizes: Vec<u64>,
         replicas: &[ReplicaSpec],
         min_redundancy: u8,
+        policy: Policy,
     ) -> Result<Done, Failure> {
         let what = format!("can't create {name}");
         let document = self.document(&what)?;
@@ -40,7 +43,7 @@ impl Node {
             sizes,
             replicas,
             min_redundancy,
-            policy: Policy::default(),
+            policy,
         };
         self.store.command(command).await.map_err(|error| {
             let remedy = match error {
@@ -51,6 +54,66 @@ impl Node {
             Failure::new(&what, error, remedy)
         })?;
         self.begun(&what, &name, id).await
+    }
+
+    /// `resource replace-disk`: the replica's disk is given up and another one made.
+    pub(super) async fn replace_disk(
+        &self,
+        resource: &str,
+        node: &str,
+        paths: &[String],
+        metadata: MetadataSpec,
+    ) -> Result<Done, Failure> {
+        let what = format!("can't replace the disk of {resource} on {node}");
+        let document = self.document(&what)?;
+        let id = node_id(&what, &document, node)?;
+        let found = document.resource_named(resource).ok_or_else(|| {
+            let why = format!("there is no resource {resource}");
+            Failure::new(&what, why, "see `lockstep resource list`")
+        })?;
+        let old = found.replica(id).ok_or_else(|| {
+            let why = format!("{node} holds no replica of it");
+            Failure::new(&what, why, "see `lockstep resource list`")
+        })?;
+        let Some(report) = old.report else {
+            return Err(Failure::new(
+                what,
+                "no disk was made there since it was last replaced, or since the resource was created",
+                format!("`lockstep status {resource}` on {node} says why"),
+            ));
+        };
+        let volumes = found.sizes().len();
+        if !paths.is_empty() && paths.len() != volumes {
+            return Err(Failure::new(
+                what,
+                format!("{} paths for {volumes} volumes", paths.len()),
+                "name one path for each volume, or none",
+            ));
+        }
+        let backing = if paths.is_empty() {
+            old.backing.clone()
+        } else {
+            replica(id, &found.name, volumes, paths, metadata).backing
+        };
+        let command = Command::ReplaceDisk {
+            resource: found.id,
+            node: id,
+            disk: report.member.disk,
+            backing,
+        };
+        self.store.command(command).await.map_err(|error| {
+            let remedy = match &error {
+                CommandError::Refused(Refused::DiskInSync { .. }) => {
+                    "see `lockstep status`; if it is the primary, promote another node first"
+                }
+                CommandError::Refused(_) => "",
+                _ => "try again when the nodes can reach each other",
+            };
+            Failure::new(&what, &error, remedy)
+        })?;
+        Ok(Done::new(format!(
+            "the disk of {resource} on {node} is given up; a new one is made and brought up to date (`lockstep status {resource}` shows how far, or what is in the way)"
+        )))
     }
 
     /// Waits until the resource has its record, and says which replicas it began without.
@@ -154,5 +217,6 @@ fn replica(
             })
             .collect(),
         report: None,
+        replaced: None,
     }
 }

@@ -2,18 +2,23 @@
 //! that only notes what it is asked.
 
 use super::*;
+use crate::config::NodeFile;
 use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
 use crate::plane::{AttachRequest, Attached, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
 use controller::core::failover;
+use controller::core::{Access, Policy};
+use controller::pki::{Authority, Identity};
 use controller::runtime::{Config as ControllerConfig, Controller, Engine};
 use controller::store::{Promise, PromiseStore};
 use replicator::core::status::{DiskState, ReplicationState, Role, Standing, Status, VolumeStatus};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
-use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId};
+use vocabulary::{
+    Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId,
+};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -33,6 +38,7 @@ struct FakeState {
     commands: Vec<Command>,
     waiting: Vec<oneshot::Sender<Result<(), CommandError>>>,
     refuse_attach: bool,
+    policy: Option<Policy>,
 }
 
 impl FakePlane {
@@ -91,6 +97,11 @@ impl Plane for FakePlane {
     fn detach(&self, _: ResourceId) -> oneshot::Receiver<()> {
         oneshot::channel().1
     }
+
+    fn policy(&self, _: ResourceId, policy: Policy) {
+        self.state().policy = Some(policy);
+    }
+    fn nodes(&self, _: &[NodeEntry]) {}
 
     fn record(&self, record: Record) {
         self.tell(record.resource, Some(&record));
@@ -196,40 +207,59 @@ struct Running {
     _controller: Controller,
 }
 
+/// Nodes of one cluster, whose keys nobody has written down.
 fn configs(count: u8) -> Vec<Arc<Config>> {
-    let listeners: Vec<std::net::TcpListener> = (0..count)
+    let authority = Authority::create(ClusterId(7)).unwrap();
+    let listeners: Vec<std::net::TcpListener> = (0..2 * count)
         .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
         .collect();
-    let mut nodes = String::new();
-    for (id, listener) in listeners.iter().enumerate() {
-        let address = listener.local_addr().unwrap();
-        nodes.push_str(&format!(
-            "[[nodes]]\nid = {id}\nname = \"node{}\"\ncontrol = \"{address}\"\nreplication = \"{address}\"\n",
-            id + 1
-        ));
-    }
-    (1..=count)
-        .map(|number| {
+    let files: Vec<NodeFile> = listeners
+        .chunks(2)
+        .enumerate()
+        .map(|(id, pair)| {
+            let [control, replication] = [0, 1].map(|k: usize| pair[k].local_addr().unwrap());
             let text = format!(
-                "node = \"node{number}\"\n[cluster]\nname = \"t\"\nid = \"{:032x}\"\n{nodes}",
-                7
+                "node = \"node{}\"\ncontrol = \"{control}\"\nreplication = \"{replication}\"\n",
+                id + 1
             );
-            Arc::new(Config::parse(Path::new("/tmp/t.toml"), &text).unwrap())
+            NodeFile::parse(Path::new("/tmp/t.toml"), &text).unwrap()
+        })
+        .collect();
+    let ids = || (0..count).map(|id| NodeId::new(id).unwrap());
+    let known_nodes: Vec<NodeEntry> = ids()
+        .zip(&files)
+        .map(|(id, file)| crate::membership::entry(id, file))
+        .collect();
+    ids()
+        .zip(files)
+        .map(|(node, file)| {
+            let mut parts = Identity::first(&authority, node).unwrap();
+            parts.beacons = [7; 32];
+            Arc::new(Config {
+                file,
+                identity: Identity::new(parts).unwrap(),
+                node,
+                cluster: ClusterId(7),
+                known_nodes: known_nodes.clone(),
+            })
         })
         .collect()
 }
 
 fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
-    let me = config.this_node();
-    let voter = (config.node == config.founder()).then(|| {
+    let name = &config.file.name;
+    let voter = (config.node.get() == 0).then(|| {
         let me = Voter {
             node: config.node,
             id: VoterId(1),
         };
-        let document = configured_nodes(config)
+        let add = config
+            .known_nodes
             .iter()
-            .chain([&StoreCommand::AddVoter { voter: me }])
-            .fold(Document::new(config.cluster), |d, c| d.apply(c).unwrap());
+            .map(|node| StoreCommand::AddNode { node: node.clone() });
+        let document = add
+            .chain([StoreCommand::AddVoter { voter: me }])
+            .fold(Document::new(config.cluster), |d, c| d.apply(&c).unwrap());
         let promise = Promise::new(me.id, document);
         let store = PromiseStore::create(&dir.join("configuration"), &promise).unwrap();
         (store, promise)
@@ -245,15 +275,12 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
         }),
     });
     let (controller, forwarded) = Controller::start(ControllerConfig {
-        cluster: config.cluster,
-        node: config.node,
-        name: me.name.clone(),
-        listen: me.control.clone(),
-        peers: config
-            .nodes
-            .iter()
-            .map(|(&id, n)| (id, vec![n.control.clone()]))
-            .collect(),
+        identity: config.identity.clone(),
+        issuer: None,
+        name: name.clone(),
+        listen: config.file.control.listen.clone(),
+        nodes: config.known_nodes.clone(),
+        reach: BTreeMap::new(),
         voter,
         consensus: consensus::Settings::default(),
         failover: failover::Settings::default(),
@@ -262,7 +289,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     })
     .unwrap();
     plane.tell.begin(controller.failover());
-    let events = Arc::new(Events::new(me.name.to_string()));
+    let events = Arc::new(Events::new(name.to_string()));
     let resources = Arc::new(Resources::new(
         Arc::clone(config),
         controller.handle(),
@@ -273,6 +300,7 @@ fn start(config: &Arc<Config>, dir: &Path, refuse_attach: bool) -> Running {
     tokio::spawn(Arc::clone(&resources).run(from_plane));
     let node = Arc::new(Node {
         config: Arc::clone(config),
+        issuer: None,
         store: controller.handle(),
         failover: controller.failover(),
         plane: Arc::<FakePlane>::clone(&plane),
@@ -316,6 +344,10 @@ fn create(min_redundancy: u8) -> Operation {
         sizes: vec![1 << 20],
         replicas: Vec::new(),
         min_redundancy,
+        policy: Policy {
+            access: Access::Follow,
+            ..Policy::default()
+        },
     }
 }
 
@@ -342,6 +374,8 @@ fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
         let done = second.node.operate(create(1)).await.unwrap();
         assert_eq!(done.message, "r0 is created");
         let request = first.plane.state().attached[0].clone();
+        let policy = first.plane.state().policy.unwrap();
+        assert_eq!(policy.access, Access::Follow);
         assert!(request.create);
         assert_eq!(request.volumes[0].path, Path::new("/tmp/r0.img"));
         assert_eq!(
@@ -491,6 +525,7 @@ fn bad_names_and_places_are_refused_with_advice() {
                 metadata: crate::operation::MetadataSpec::Default,
             }],
             min_redundancy: 1,
+            policy: Policy::default(),
         };
         for (operation, words) in [
             (with("a/b", "node1", &[]), "is not a name"),

@@ -37,8 +37,8 @@ fn created() -> Document {
             node: Node {
                 id: node(id),
                 name: Name::new(&format!("node{}", id + 1)).unwrap(),
-                control: "h:1".to_owned(),
-                replication: "h:2".to_owned(),
+                control: vec![format!("h{id}:1")],
+                replication: vec![format!("h{id}:2")],
                 state: NodeState::Online,
                 fencing: None,
             },
@@ -51,6 +51,7 @@ fn created() -> Document {
             metadata: MetadataKind::Default,
         }],
         report: None,
+        replaced: None,
     });
     let create = Command::CreateResource {
         name: Name::new("r0").unwrap(),

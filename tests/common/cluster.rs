@@ -3,8 +3,8 @@
 
 use super::command::{LOCKSTEP, kill, lockstep, output_within, text};
 use super::fio::Fio;
+use super::lab::Lab;
 use super::nbd::Client;
-use super::network::Network;
 use super::ports::Ports;
 use super::status::{Resource, Status};
 use super::{SOON, wait_for};
@@ -26,13 +26,15 @@ struct Node {
     process: Option<Child>,
 }
 
-/// A cluster with resource r0, of which every node has a replica. Nodes are counted from 1.
+/// A cluster with resource r0. Nodes are counted from 1; witnesses, which have no replica, come last.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
+    /// How many of them have a replica.
+    replicas: usize,
     ports: Ports,
     /// The network between the nodes, where a test can cut it.
-    network: Option<Network>,
+    lab: Option<Lab>,
     /// File systems that were mounted for this cluster.
     mounts: Vec<PathBuf>,
     /// Size of r0.
@@ -46,66 +48,119 @@ pub(crate) fn name(k: usize) -> String {
     format!("node{k}")
 }
 
+/// An address in a configuration file: `control` or `replication`.
+pub(crate) fn address_in(config: &Path, key: &str) -> String {
+    let text = std::fs::read_to_string(config).expect("a configuration");
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix(&format!("{key} = ")));
+    value
+        .expect("the key is there")
+        .trim_matches('"')
+        .to_owned()
+}
+
 impl Cluster {
-    /// Lays out a cluster; no node runs.
-    pub(crate) fn new(nodes: usize, size_bytes: u64) -> Self {
-        let temporary = TempDir::with_prefix("lockstep-test-").expect("a temporary directory");
-        let ports = Ports::take();
-        let dir = temporary.path().join("c");
+    /// Lays out a cluster that goes on without any one of its nodes: two get a witness. No node runs.
+    pub(crate) fn new(replicas: usize, size_bytes: u64) -> Self {
+        Self::with_witnesses(replicas, usize::from(replicas == 2), size_bytes)
+    }
+
+    /// The same with so many witnesses.
+    pub(crate) fn with_witnesses(replicas: usize, witnesses: usize, size_bytes: u64) -> Self {
+        let cluster = Self::empty(replicas, witnesses, size_bytes, None);
+        let dir = cluster.temporary.path().join("c");
         let output = lockstep([
             "demo".as_ref(),
             "--nodes".as_ref(),
-            nodes.to_string().as_ref(),
+            replicas.to_string().as_ref(),
+            "--witnesses".as_ref(),
+            witnesses.to_string().as_ref(),
             "--size".as_ref(),
             size_bytes.to_string().as_ref(),
             "--dir".as_ref(),
             dir.as_os_str(),
             "--port".as_ref(),
-            ports.of_node(1).to_string().as_ref(),
+            cluster.ports.of_node(1).to_string().as_ref(),
             "--exec".as_ref(),
             "true".as_ref(),
         ]);
         assert!(output.status.success(), "demo: {}", text(&output));
-        let nodes = (1..=nodes)
-            .map(|k| Node {
-                dir: dir.join(name(k)),
-                process: None,
-            })
-            .collect();
+        cluster
+    }
+
+    fn empty(replicas: usize, witnesses: usize, size_bytes: u64, lab: Option<Lab>) -> Self {
+        let temporary = TempDir::with_prefix("lockstep-test-").expect("a temporary directory");
+        let nodes = (1..=replicas + witnesses).map(|k| Node {
+            dir: temporary.path().join("c").join(name(k)),
+            process: None,
+        });
         Self {
-            nodes,
-            ports,
-            network: None,
+            nodes: nodes.collect(),
+            replicas,
+            ports: Ports::take(),
+            lab,
             mounts: Vec::new(),
             size_bytes,
             temporary,
         }
     }
 
-    /// A running cluster whose nodes can be cut off from each other.
-    pub(crate) fn start_on_a_network(nodes: usize, size_bytes: u64) -> Self {
-        let mut cluster = Self::new(nodes, size_bytes);
-        let configs: Vec<_> = (1..=nodes)
-            .map(|k| cluster.file(k, "lockstep.toml"))
+    /// A running cluster whose nodes have machines of their own, as far as the network goes: node 1 is
+    /// primary, all replicas are in sync. Set up as an operator would: init, token, join.
+    pub(crate) fn in_a_lab(replicas: usize, witnesses: usize, size_bytes: u64) -> Self {
+        let count = replicas + witnesses;
+        let mut cluster = Self::empty(replicas, witnesses, size_bytes, Some(Lab::new(count)));
+        for k in 1..=count {
+            std::fs::create_dir_all(cluster.dir(k)).expect("a directory can be made");
+            let ip = Lab::ip(k);
+            let text = format!(
+                "node = \"{}\"\ncontrol = \"{ip}:7788\"\nreplication = \"{ip}:7789\"\nnbd_socket = \"nbd.sock\"\n",
+                name(k)
+            );
+            std::fs::write(cluster.file(k, "lockstep.toml"), text).expect("a configuration");
+            let config = cluster.file(k, "lockstep.toml");
+            let config = config.to_str().expect("a plain path");
+            if k == 1 {
+                cluster.run(k, &["init", "--config", config]);
+            } else {
+                let token = cluster.must(1, &["token"]);
+                cluster.run(k, &["join", "--config", config, token.trim()]);
+            }
+            cluster.start_node(k);
+        }
+        wait_for("every node to have a vote", SOON, || {
+            let status = cluster.try_status(1)?;
+            let votes = status.nodes.iter().filter(|node| node.voter).count();
+            if votes == count {
+                Ok(())
+            } else {
+                Err(format!("{votes} of {count} vote"))
+            }
+        });
+        let size = size_bytes.to_string();
+        let holders: Vec<String> = (1..=replicas)
+            .map(|k| format!("--replica={}", name(k)))
             .collect();
-        cluster.network = Some(Network::between(&configs));
-        cluster.start_all();
+        let mut create = vec!["resource", "create", "r0", "--size", &size];
+        create.extend(holders.iter().map(String::as_str));
+        cluster.must(1, &create);
+        cluster.promote(1);
+        cluster.wait_all_in_sync();
         cluster
     }
 
-    /// Nothing passes between node `k` and the others any more; connections stay open.
-    pub(crate) fn cut_off(&self, k: usize) {
-        self.network().set_cut(k, true);
+    /// Runs a command as on the machine of node `k`, without its daemon.
+    fn run(&self, k: usize, arguments: &[&str]) {
+        let mut command = self.lab().command(k, LOCKSTEP);
+        command.args(arguments);
+        let output = output_within(command, SOON);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
     }
 
-    /// Everything passes again, what was held back first.
-    pub(crate) fn heal(&self, k: usize) {
-        self.network().set_cut(k, false);
-    }
-
-    fn network(&self) -> &Network {
-        let network = self.network.as_ref();
-        network.expect("the cluster was started with start_on_a_network")
+    /// The network between the nodes.
+    pub(crate) fn lab(&self) -> &Lab {
+        let lab = self.lab.as_ref();
+        lab.expect("the cluster was started with in_a_lab")
     }
 
     /// Changes the configuration file of node `k`; it counts from the next start.
@@ -115,15 +170,9 @@ impl Cluster {
         std::fs::write(&path, change(text)).expect("the configuration can be written");
     }
 
-    /// An address in the configuration of node `k` about itself: `control` or `replication`.
+    /// An address in the configuration of node `k`: `control` or `replication`.
     pub(crate) fn address(&self, k: usize, key: &str) -> String {
-        let text = std::fs::read_to_string(self.file(k, "lockstep.toml")).expect("a configuration");
-        let lines = text
-            .lines()
-            .skip_while(|line| *line != format!("id = {}", k - 1));
-        let mut values = lines.filter_map(|line| line.strip_prefix(&format!("{key} = ")));
-        let value = values.next().expect("the key is there");
-        value.trim_matches('"').to_owned()
+        address_in(&self.file(k, "lockstep.toml"), key)
     }
 
     /// A running cluster: node 1 is primary, all replicas are in sync.
@@ -159,7 +208,21 @@ impl Cluster {
 
     /// r0 as exported by node `k`.
     pub(crate) fn uri(&self, k: usize) -> String {
-        format!("nbd://127.0.0.1:{}/r0", self.port(k))
+        match &self.lab {
+            None => format!("nbd://127.0.0.1:{}/r0", self.port(k)),
+            Some(_) => format!(
+                "nbd+unix:///r0?socket={}",
+                self.file(k, "nbd.sock").display()
+            ),
+        }
+    }
+
+    /// Opens r0 on node `k`, if it is exported there.
+    pub(crate) fn try_client(&self, k: usize) -> std::io::Result<Client> {
+        match &self.lab {
+            None => Client::connect(self.port(k), "r0"),
+            Some(_) => Client::connect_unix(&self.file(k, "nbd.sock"), "r0"),
+        }
     }
 
     /// An fio job on the export of node `k`.
@@ -175,7 +238,7 @@ impl Cluster {
     /// A connection to r0 on node `k`, which must serve it.
     pub(crate) fn client(&self, k: usize) -> Client {
         wait_for("the export to open", SOON, || {
-            Client::connect(self.port(k), "r0").map_err(|error| error.to_string())
+            self.try_client(k).map_err(|error| error.to_string())
         })
     }
 
@@ -183,7 +246,10 @@ impl Cluster {
 
     /// The command that runs node `k`.
     pub(crate) fn daemon_command(&self, k: usize) -> Command {
-        let mut command = Command::new(LOCKSTEP);
+        let mut command = match &self.lab {
+            None => Command::new(LOCKSTEP),
+            Some(lab) => lab.command(k, LOCKSTEP),
+        };
         command
             .arg("daemon")
             .arg("--config")
@@ -344,6 +410,33 @@ impl Cluster {
         });
     }
 
+    /// A node that runs.
+    pub(crate) fn running(&self) -> usize {
+        let place = self.nodes.iter().position(|node| node.process.is_some());
+        place.expect("a node runs") + 1
+    }
+
+    /// The number of the node that serves r0, once one does, as node `asked` sees it.
+    pub(crate) fn wait_primary(
+        &self,
+        asked: usize,
+        what: &str,
+        good: impl Fn(usize) -> bool,
+    ) -> usize {
+        wait_for(what, SOON, || {
+            let r0 = self.r0(asked);
+            let number = r0
+                .primary
+                .as_deref()
+                .and_then(|name| name.strip_prefix("node"));
+            let number = number.and_then(|number| number.parse().ok());
+            match number {
+                Some(k) if good(k) && r0.replica(&name(k)).role == "Primary" => Ok(k),
+                _ => Err(format!("{r0:?}")),
+            }
+        })
+    }
+
     fn try_status(&self, k: usize) -> Result<Status, String> {
         let output = self.command(k, &["status", "--json"]);
         if !output.status.success() {
@@ -379,10 +472,10 @@ impl Cluster {
         })
     }
 
-    /// Makes node `k` primary. A cluster that has just started may refuse for a moment.
+    /// Makes node `k` primary, whoever is. A cluster that has just started may refuse for a moment.
     pub(crate) fn promote(&self, k: usize) {
         wait_for(&format!("node {k} to become primary"), SOON, || {
-            let output = self.command(1, &["promote", "r0", &name(k)]);
+            let output = self.command(self.running(), &["move", "r0", &name(k)]);
             if output.status.success() {
                 Ok(())
             } else {
@@ -390,15 +483,15 @@ impl Cluster {
             }
         });
         // It serves once it has heard of all others, or waited for those that are away.
-        self.wait(1, "the new primary to serve", |r0| {
+        self.wait(self.running(), "the new primary to serve", |r0| {
             r0.primary.as_deref() == Some(&name(k)) && r0.replica(&name(k)).role == "Primary"
         });
     }
 
     /// Waits until all replicas are in sync with nothing left to copy.
     pub(crate) fn wait_all_in_sync(&self) {
-        self.wait(1, "all replicas to be in sync", |r0| {
-            r0.all_in_sync((1..=self.nodes.len()).map(name))
+        self.wait(self.running(), "all replicas to be in sync", |r0| {
+            r0.all_in_sync((1..=self.replicas).map(name))
         });
     }
 
@@ -415,7 +508,7 @@ impl Cluster {
     pub(crate) fn stop_and_compare_replicas(&mut self) {
         self.wait_all_in_sync();
         self.stop_all();
-        for k in 2..=self.nodes.len() {
+        for k in 2..=self.replicas {
             self.compare_files(1, k, "r0.img", self.size_bytes);
         }
     }

@@ -55,7 +55,9 @@ impl Lab {
                 "ip", "-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0",
                 "netns", &node,
             ]);
-            must(&["ip", "-n", &hub, "link", "set", &port, "master", "br0", "up"]);
+            must(&[
+                "ip", "-n", &hub, "link", "set", &port, "master", "br0", "up",
+            ]);
             let address = format!("{}/24", Self::ip(k));
             must(&["ip", "-n", &node, "addr", "add", &address, "dev", "eth0"]);
             must(&["ip", "-n", &node, "link", "set", "eth0", "up"]);
@@ -112,7 +114,9 @@ impl Lab {
                 let from = Self::ip(cut.from);
                 self.nft(
                     k,
-                    &["add", "rule", "ip", "cut", "in", "ip", "saddr", &from, "drop"],
+                    &[
+                        "add", "rule", "ip", "cut", "in", "ip", "saddr", &from, "drop",
+                    ],
                 );
             }
         }

@@ -6,11 +6,13 @@
 pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod fio;
+pub(crate) mod lab;
+pub(crate) mod loops;
 pub(crate) mod nbd;
-pub(crate) mod network;
 pub(crate) mod ports;
 pub(crate) mod stamps;
 pub(crate) mod status;
+pub(crate) mod tls;
 
 use std::time::{Duration, Instant};
 

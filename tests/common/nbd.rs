@@ -3,6 +3,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -21,10 +23,38 @@ const WRITE_ZEROES: u16 = 6;
 /// A request that takes longer has no answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(data),
+            Self::Unix(stream) => stream.write(data),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A connection to an export.
 #[derive(Debug)]
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Stream,
     cookie: u64,
     /// Size of the export.
     pub(crate) size_bytes: u64,
@@ -37,10 +67,31 @@ fn protocol_error(what: &'static str) -> io::Error {
 impl Client {
     /// Opens an export on loopback.
     pub(crate) fn connect(port: u16, export: &str) -> io::Result<Self> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        Self::open(Stream::Tcp(stream), export)
+    }
+
+    /// Opens an export on a unix socket.
+    pub(crate) fn connect_unix(path: &Path, export: &str) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        Self::open(Stream::Unix(stream), export)
+    }
+
+    /// From now on an answer that takes longer is none.
+    pub(crate) fn set_limit(&self, limit: Duration) {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(limit)),
+            Stream::Unix(stream) => stream.set_read_timeout(Some(limit)),
+        }
+        .expect("a time-out can be set");
+    }
+
+    fn open(mut stream: Stream, export: &str) -> io::Result<Self> {
         if read_u64(&mut stream)? != NBD_MAGIC || read_u64(&mut stream)? != OPTION_MAGIC {
             return Err(protocol_error("not an NBD server"));
         }
@@ -147,7 +198,10 @@ impl Client {
 
     /// The connection itself, for bytes that are no request.
     pub(crate) fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+        match &mut self.stream {
+            Stream::Tcp(stream) => stream,
+            Stream::Unix(_) => panic!("a connection over TCP is wanted"),
+        }
     }
 
     /// Waits until everything that was acknowledged is on stable storage.
@@ -164,13 +218,13 @@ impl Drop for Client {
     }
 }
 
-fn read_u32(stream: &mut TcpStream) -> io::Result<u32> {
+fn read_u32(stream: &mut Stream) -> io::Result<u32> {
     let mut bytes = [0; 4];
     stream.read_exact(&mut bytes)?;
     Ok(u32::from_be_bytes(bytes))
 }
 
-fn read_u64(stream: &mut TcpStream) -> io::Result<u64> {
+fn read_u64(stream: &mut Stream) -> io::Result<u64> {
     let mut bytes = [0; 8];
     stream.read_exact(&mut bytes)?;
     Ok(u64::from_be_bytes(bytes))

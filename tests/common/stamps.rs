@@ -81,16 +81,27 @@ pub(crate) struct Writers {
 impl Writers {
     /// Starts `count` writers on an export, each on `blocks_each` blocks.
     pub(crate) fn start(port: u16, export: &str, count: u64, blocks_each: u64) -> Self {
+        let open = || Client::connect(port, export).expect("the export can be opened");
+        Self::start_on(open, 0, count, blocks_each)
+    }
+
+    /// The same on connections that are opened so, from this block on.
+    pub(crate) fn start_on(
+        open: impl Fn() -> Client,
+        first_block: u64,
+        count: u64,
+        blocks_each: u64,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let threads = (0..count)
             .map(|writer| {
-                let client = Client::connect(port, export).expect("the export can be opened");
+                let client = open();
                 let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
                 std::thread::spawn(move || {
                     write(
                         client,
-                        writer * blocks_each,
+                        first_block + writer * blocks_each,
                         blocks_each,
                         &stop,
                         &acknowledged,

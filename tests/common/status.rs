@@ -5,8 +5,17 @@ use serde::Deserialize;
 /// The whole answer.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Status {
+    /// Every node.
+    pub(crate) nodes: Vec<Node>,
     /// Every resource.
     pub(crate) resources: Vec<Resource>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Node {
+    /// It votes on the configuration.
+    pub(crate) voter: bool,
 }
 
 /// A resource.

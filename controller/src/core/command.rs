@@ -3,13 +3,14 @@
 
 use super::consensus::{Voter, VoterId};
 use super::document::{
-    Document, Fencing, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS, Node, NodeState,
-    Policy, Replica, Report, Resource, Version,
+    Backing, Document, Fencing, MAX_ADDRESSES, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES,
+    MAX_VOTERS, Node, NodeState, Policy, Replica, Report, Resource, Version,
 };
 use super::name::Name;
 use serde::{Deserialize, Serialize};
 use vocabulary::{
-    BLOCK_BYTES, Change, Epoch, Generation, HistoryId, Member, NodeId, Record, Refusal, ResourceId,
+    BLOCK_BYTES, Change, DiskId, Epoch, Generation, HistoryId, Member, NodeId, Record, Refusal,
+    ResourceId,
 };
 
 /// Largest volume, in bytes: what a file offset holds less room for metadata (4 EiB).
@@ -20,7 +21,17 @@ pub const MAX_VOLUME_BYTES: u64 = 1 << 62;
 pub enum Command {
     /// Changes nothing: its answer names a version that includes all that was committed before.
     Nothing,
-    /// A node joins, or has new addresses.
+    /// A machine joins.
+    AddNode {
+        /// The node; its id is new.
+        node: Node,
+    },
+    /// A node leaves for good.
+    RemoveNode {
+        /// The node; it has no vote and no replica any more.
+        node: NodeId,
+    },
+    /// A node has new addresses.
     SetNode {
         /// The node; what operators have said of it is kept if it is known already.
         node: Node,
@@ -105,6 +116,17 @@ pub enum Command {
         /// The change.
         change: Change,
     },
+    /// A replica's disk is gone for good: another, empty one takes its place.
+    ReplaceDisk {
+        /// The resource.
+        resource: ResourceId,
+        /// The replica's node.
+        node: NodeId,
+        /// The disk that is given up.
+        disk: DiskId,
+        /// Where the new one lies.
+        backing: Vec<Backing>,
+    },
 }
 
 /// Why a command was refused. The document is as it was.
@@ -149,6 +171,42 @@ pub enum Refused {
         /// Who has it.
         id: NodeId,
     },
+    /// Another machine has that id.
+    #[error("the node id {id} was given to another machine; try again")]
+    NodeIdTaken {
+        /// The id.
+        id: NodeId,
+    },
+    /// Another node has that address.
+    #[error(
+        "the address {address} belongs to node {name} already; give each node addresses of its own"
+    )]
+    AddressTaken {
+        /// The address.
+        address: String,
+        /// Who has it.
+        name: Name,
+    },
+    /// A node is to have none or too many.
+    #[error("{count} addresses were given; a node has 1 to {MAX_ADDRESSES} for each purpose")]
+    AddressCount {
+        /// As asked.
+        count: u32,
+    },
+    /// A node that is to go has a vote.
+    #[error("node {node} has a vote; it gives that up first")]
+    StillVotes {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node that is to go holds a replica.
+    #[error("node {node} holds a replica of {resource}; remove that first")]
+    HoldsReplica {
+        /// The node.
+        node: NodeId,
+        /// The resource.
+        resource: Name,
+    },
     /// A replica is placed on a node that is not in the cluster.
     #[error("node {node} is not in the cluster")]
     NoNode {
@@ -166,6 +224,22 @@ pub enum Refused {
     NoReplica {
         /// The node.
         node: NodeId,
+    },
+    /// The disk is one that the latest data may be on.
+    #[error(
+        "node {node}'s disk is in the in-sync set; it leaves when its node or disk is gone and another member serves, or by `lockstep disconnect`"
+    )]
+    DiskInSync {
+        /// The node.
+        node: NodeId,
+    },
+    /// It is not the replica's disk, or was replaced.
+    #[error("disk {disk} is not the one that node {node}'s replica has")]
+    NotItsDisk {
+        /// The node.
+        node: NodeId,
+        /// The disk.
+        disk: DiskId,
     },
     /// No replica has reported.
     #[error("no replica of {name} has been created yet; see the daemons' logs for the reason")]
@@ -248,6 +322,8 @@ impl Document {
         let mut next = self.clone();
         match command {
             Command::Nothing => {}
+            Command::AddNode { node } => next.add_node(node)?,
+            Command::RemoveNode { node } => next.remove_node(*node)?,
             Command::SetNode { node } => next.set_node(node)?,
             Command::SetNodeState { node, state } => next.set_node_state(*node, *state)?,
             Command::SetFencing { node, fencing } => next.set_fencing(*node, fencing.clone())?,
@@ -285,6 +361,12 @@ impl Document {
             Command::DeleteResource { resource } => next.delete(*resource)?,
             Command::Declare { resource, report } => next.declare(*resource, *report)?,
             Command::BeginResource { resource } => next.begin(*resource)?,
+            Command::ReplaceDisk {
+                resource,
+                node,
+                disk,
+                backing,
+            } => next.replace_disk(*resource, *node, *disk, backing)?,
             Command::Propose {
                 resource,
                 based_on,
@@ -297,6 +379,33 @@ impl Document {
         Ok(next)
     }
 
+    fn add_node(&mut self, node: &Node) -> Result<(), Refused> {
+        match self.node(node.id) {
+            // The same command once more (its answer was lost) is not an error.
+            Some(known) if known == node => Ok(()),
+            None if !self.departed.contains(node.id) => self.set_node(node),
+            _ => Err(Refused::NodeIdTaken { id: node.id }),
+        }
+    }
+
+    fn remove_node(&mut self, id: NodeId) -> Result<(), Refused> {
+        if self.voters.iter().any(|voter| voter.node == id) {
+            return Err(Refused::StillVotes { node: id });
+        }
+        let mut resources = self.resources.iter();
+        if let Some(resource) = resources.find(|resource| resource.replica(id).is_some()) {
+            return Err(Refused::HoldsReplica {
+                node: id,
+                resource: resource.name.clone(),
+            });
+        }
+        if self.node(id).is_some() {
+            self.nodes.retain(|node| node.id != id);
+            self.departed.insert(id);
+        }
+        Ok(())
+    }
+
     fn set_node(&mut self, node: &Node) -> Result<(), Refused> {
         if let Some(other) = self.node_named(node.name.as_str())
             && other.id != node.id
@@ -305,6 +414,27 @@ impl Document {
                 name: node.name.clone(),
                 id: other.id,
             });
+        }
+        for addresses in [&node.control, &node.replication] {
+            if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
+                return Err(Refused::AddressCount {
+                    count: count(addresses.len()),
+                });
+            }
+        }
+        // An address serves one purpose of one node.
+        for (place, address) in addresses(node).enumerate() {
+            let others = self.nodes.iter().filter(|other| other.id != node.id);
+            let mut others = others.flat_map(|other| addresses(other).map(|a| (a, &other.name)));
+            let other = others.find(|(other, _)| *other == address);
+            let twice = addresses(node).take(place).any(|other| other == address);
+            let twice = twice.then_some((address, &node.name));
+            if let Some((_, name)) = other.or(twice) {
+                return Err(Refused::AddressTaken {
+                    address: address.clone(),
+                    name: name.clone(),
+                });
+            }
         }
         let mut node = node.clone();
         if let Some(known) = self.node(node.id) {
@@ -461,11 +591,60 @@ impl Document {
             .iter_mut()
             .find(|replica| replica.node == node)
             .ok_or(Refused::NoReplica { node })?;
+        let disk = report.member.disk;
+        if replica.replaced == Some(disk) {
+            return Err(Refused::NotItsDisk { node, disk });
+        }
         replica.report = Some(report);
         let all = resource.replicas.iter().all(|r| r.report.is_some());
         if resource.record.is_none() && all {
             resource.record = first_record(resource);
         }
+        Ok(())
+    }
+
+    /// A disk that is not in the in-sync set holds nothing that another does not: it may go. The node
+    /// then makes another one, which is brought up to date like any replica that nobody knows.
+    fn replace_disk(
+        &mut self,
+        id: ResourceId,
+        node: NodeId,
+        disk: DiskId,
+        backing: &[Backing],
+    ) -> Result<(), Refused> {
+        let resource = self.find_mut(id)?;
+        let volumes = resource.initial_sizes.len();
+        let name = resource.name.clone();
+        let record = resource.record.as_ref();
+        let member = record
+            .ok_or(Refused::NotBegun { resource: name })?
+            .member(node)
+            .copied();
+        let replica = resource
+            .replicas
+            .iter_mut()
+            .find(|replica| replica.node == node)
+            .ok_or(Refused::NoReplica { node })?;
+        // The same command once more (its answer was lost) is not an error.
+        if replica.replaced == Some(disk) && replica.backing == backing {
+            return Ok(());
+        }
+        if member.is_some_and(|member| member.disk == disk) {
+            return Err(Refused::DiskInSync { node });
+        }
+        if replica.report.map(|report| report.member.disk) != Some(disk) {
+            return Err(Refused::NotItsDisk { node, disk });
+        }
+        if backing.len() != volumes {
+            return Err(Refused::BackingCount {
+                node,
+                given: count(backing.len()),
+                wanted: count(volumes),
+            });
+        }
+        replica.backing = backing.to_vec();
+        replica.report = None;
+        replica.replaced = Some(disk);
         Ok(())
     }
 
@@ -553,6 +732,10 @@ const fn is_size(size_bytes: u64) -> bool {
     size_bytes >= BLOCK_BYTES
         && size_bytes <= MAX_VOLUME_BYTES
         && size_bytes.is_multiple_of(BLOCK_BYTES)
+}
+
+fn addresses(node: &Node) -> impl Iterator<Item = &String> {
+    node.control.iter().chain(&node.replication)
 }
 
 fn count(len: usize) -> u32 {

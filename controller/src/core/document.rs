@@ -6,7 +6,7 @@ use super::consensus::{Content, Voter};
 use super::name::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use vocabulary::{ClusterId, HistoryId, Member, NodeId, Record, ResourceId};
+use vocabulary::{ClusterId, DiskId, HistoryId, Member, NodeId, NodeSet, Record, ResourceId};
 
 /// Most resources in a cluster: keeps a document under the frame limit.
 pub const MAX_RESOURCES: usize = 256;
@@ -14,6 +14,8 @@ pub const MAX_RESOURCES: usize = 256;
 pub const MAX_VOLUMES: usize = 16;
 /// Most replicas of a resource.
 pub const MAX_REPLICAS: usize = 5;
+/// Most addresses of a node for each of its two purposes.
+pub const MAX_ADDRESSES: usize = 4;
 /// Most voters; further nodes follow without a vote.
 pub const MAX_VOTERS: usize = 7;
 
@@ -40,6 +42,8 @@ pub struct Document {
     pub voters: Vec<Voter>,
     /// The cluster's nodes, ascending by id.
     pub nodes: Vec<Node>,
+    /// Nodes that were removed: their ids are not given again, and they are not let in again.
+    pub departed: NodeSet,
     /// Resources, ascending by name.
     pub resources: Vec<Resource>,
 }
@@ -51,10 +55,10 @@ pub struct Node {
     pub id: NodeId,
     /// Its name.
     pub name: Name,
-    /// Where its controller listens, `host:port`.
-    pub control: String,
-    /// Where its replicas listen, `host:port`.
-    pub replication: String,
+    /// Where the others reach its controller, `host:port`, the best first.
+    pub control: Vec<String>,
+    /// Where they reach its replicas.
+    pub replication: Vec<String>,
     /// What an operator has said about it.
     pub state: NodeState,
     /// How it is switched off.
@@ -149,6 +153,8 @@ pub struct Replica {
     pub backing: Vec<Backing>,
     /// What the node last said about its disk; `None`: it was never attached.
     pub report: Option<Report>,
+    /// The disk that an operator had replaced last: never again this replica's.
+    pub replaced: Option<DiskId>,
 }
 
 /// Where a volume of a replica lies.
@@ -205,6 +211,7 @@ impl Document {
             version: Version(0),
             voters: Vec::new(),
             nodes: Vec::new(),
+            departed: NodeSet::EMPTY,
             resources: Vec::new(),
         }
     }
@@ -213,6 +220,14 @@ impl Document {
     #[must_use]
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// The lowest id that no node has or had.
+    #[must_use]
+    pub fn free_node_id(&self) -> Option<NodeId> {
+        (0..NodeId::LIMIT)
+            .filter_map(NodeId::new)
+            .find(|&id| self.node(id).is_none() && !self.departed.contains(id))
     }
 
     /// The node with this name.

@@ -13,8 +13,9 @@ mod name;
 
 pub use command::{Command, MAX_VOLUME_BYTES, Refused};
 pub use document::{
-    Access, Backing, Document, Fencing, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, MAX_VOTERS,
-    MetadataKind, Node, NodeState, OnNoQuorum, Policy, Replica, Report, Resource, Version,
+    Access, Backing, Document, Fencing, MAX_ADDRESSES, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES,
+    MAX_VOTERS, MetadataKind, Node, NodeState, OnNoQuorum, Policy, Replica, Report, Resource,
+    Version,
 };
 pub use name::{MAX_NAME_BYTES, Name, NameError};
 

@@ -1,5 +1,6 @@
 //! Promises of the configuration store's state machine.
 
+use super::consensus::{Voter, VoterId};
 use super::*;
 use proptest::prelude::*;
 use vocabulary::{
@@ -38,6 +39,7 @@ fn replica(id: u8) -> Replica {
             metadata: MetadataKind::Default,
         }],
         report: None,
+        replaced: None,
     }
 }
 
@@ -46,8 +48,8 @@ fn set_node(id: u8) -> Command {
         node: Node {
             id: node(id),
             name: name(&format!("node{}", id + 1)),
-            control: format!("127.0.0.1:{}", 7000 + u16::from(id)),
-            replication: format!("127.0.0.1:{}", 7100 + u16::from(id)),
+            control: vec![format!("127.0.0.1:{}", 7000 + u16::from(id))],
+            replication: vec![format!("127.0.0.1:{}", 7100 + u16::from(id))],
             state: NodeState::Online,
             fencing: None,
         },
@@ -119,6 +121,46 @@ fn after_the_time_limit_it_begins_with_those_that_have_reported() {
     let record = document.resource(R0).unwrap().record.clone().unwrap();
     assert_eq!(record.members(), NodeSet::only(node(1)).with(node(2)));
     assert_eq!(record.replicas.len(), 3);
+}
+
+#[test]
+fn only_a_disk_that_is_not_in_sync_is_replaced_and_it_never_comes_back() {
+    let replace = |id: u8, path: &str| Command::ReplaceDisk {
+        resource: R0,
+        node: node(id),
+        disk: report(id, true).member.disk,
+        backing: vec![Backing {
+            path: path.to_owned(),
+            metadata: MetadataKind::Default,
+        }],
+    };
+    let document = run(
+        &cluster(),
+        &[
+            create(&[0, 1]),
+            declare(report(0, true)),
+            Command::BeginResource { resource: R0 },
+            declare(report(1, true)),
+        ],
+    );
+    let disk = report(1, true).member.disk;
+    assert_eq!(
+        document.apply(&replace(0, "new.img")),
+        Err(Refused::DiskInSync { node: node(0) })
+    );
+    let next = run(&document, &[replace(1, "new.img")]);
+    let replica = next.resource(R0).unwrap().replica(node(1)).unwrap();
+    assert_eq!((replica.report, replica.replaced), (None, Some(disk)));
+    assert_eq!(replica.backing[0].path, "new.img");
+    // Once more, as when the answer was lost.
+    assert_eq!(run(&next, &[replace(1, "new.img")]), next);
+    assert_eq!(
+        next.apply(&declare(report(1, true))),
+        Err(Refused::NotItsDisk {
+            node: node(1),
+            disk
+        })
+    );
 }
 
 #[test]
@@ -333,6 +375,81 @@ fn two_nodes_never_share_a_name() {
             name: name("node1"),
             id: node(0)
         })
+    );
+}
+
+#[test]
+fn nodes_join_under_ids_and_addresses_of_their_own_and_do_not_come_back() {
+    let new = |id: u8, port: u16| Node {
+        id: node(id),
+        name: name(&format!("new{port}")),
+        control: vec![format!("127.0.0.1:{port}")],
+        replication: vec![format!("127.0.0.1:{}", port + 1)],
+        state: NodeState::Online,
+        fencing: None,
+    };
+    let add = |node: Node| Command::AddNode { node };
+    let cluster = cluster();
+    let free = cluster.free_node_id().unwrap();
+    assert!(cluster.node(free).is_none());
+    let joined = run(&cluster, &[add(new(free.get(), 8000))]);
+    // Once more: its answer was lost.
+    assert_eq!(joined.apply(&add(new(free.get(), 8000))).unwrap(), joined);
+    assert_eq!(
+        joined.apply(&add(new(free.get(), 9000))),
+        Err(Refused::NodeIdTaken { id: free })
+    );
+    let next = joined.free_node_id().unwrap().get();
+    for bad in [8000, 8001, 7999] {
+        let refused = joined.apply(&add(Node {
+            name: name("other"),
+            ..new(next, bad)
+        }));
+        assert!(
+            matches!(refused, Err(Refused::AddressTaken { .. })),
+            "{bad}"
+        );
+    }
+    let mut same = new(next, 9000);
+    same.replication = same.control.clone();
+    assert!(matches!(
+        joined.apply(&add(same)),
+        Err(Refused::AddressTaken { .. })
+    ));
+    for count in [0, 5] {
+        let many = (0..count).map(|host| format!("10.0.0.{host}:1")).collect();
+        let refused = joined.apply(&add(Node {
+            control: many,
+            ..new(next, 9000)
+        }));
+        assert_eq!(refused, Err(Refused::AddressCount { count }));
+    }
+    let left = run(&joined, &[Command::RemoveNode { node: free }]);
+    assert!(left.node(free).is_none() && left.departed.contains(free));
+    assert_ne!(left.free_node_id(), Some(free));
+    assert_eq!(
+        left.apply(&add(new(free.get(), 8000))),
+        Err(Refused::NodeIdTaken { id: free })
+    );
+}
+
+#[test]
+fn a_node_with_a_vote_or_a_replica_does_not_leave() {
+    let voter = Voter {
+        node: node(1),
+        id: VoterId(5),
+    };
+    let document = run(&cluster(), &[create(&[0]), Command::AddVoter { voter }]);
+    assert_eq!(
+        document.apply(&Command::RemoveNode { node: node(0) }),
+        Err(Refused::HoldsReplica {
+            node: node(0),
+            resource: name("r0")
+        })
+    );
+    assert_eq!(
+        document.apply(&Command::RemoveNode { node: node(1) }),
+        Err(Refused::StillVotes { node: node(1) })
     );
 }
 

@@ -1,21 +1,24 @@
-//! Where the other nodes' controllers are: as the document says, and before one is known as the
-//! configuration said.
+//! Where the other nodes' controllers are: as the document says, and before one is known as the last
+//! one said; but for nodes that this one reaches in a way of its own.
 
 use super::voter::Known;
+use crate::core::{Name, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use vocabulary::NodeId;
 
 #[derive(Clone, Debug)]
 pub(super) struct Addresses {
-    configured: Arc<BTreeMap<NodeId, Vec<String>>>,
+    before: Arc<Vec<Node>>,
+    reach: Arc<BTreeMap<Name, Vec<String>>>,
     known: Known,
 }
 
 impl Addresses {
-    pub(super) fn new(configured: BTreeMap<NodeId, Vec<String>>, known: Known) -> Self {
+    pub(super) fn new(before: Vec<Node>, reach: BTreeMap<Name, Vec<String>>, known: Known) -> Self {
         Self {
-            configured: Arc::new(configured),
+            before: Arc::new(before),
+            reach: Arc::new(reach),
             known,
         }
     }
@@ -24,18 +27,20 @@ impl Addresses {
     pub(super) fn nodes(&self) -> BTreeSet<NodeId> {
         match &*self.known.documents.borrow() {
             Some(document) => document.nodes.iter().map(|node| node.id).collect(),
-            None => self.configured.keys().copied().collect(),
+            None => self.before.iter().map(|node| node.id).collect(),
         }
     }
 
     /// A node's addresses, `HOST:PORT`.
     pub(super) fn of(&self, node: NodeId) -> Vec<String> {
         let known = self.known.documents.borrow();
-        let found = known.as_ref().and_then(|document| document.node(node));
-        match found {
-            Some(node) => vec![node.control.clone()],
-            None => self.configured.get(&node).cloned().unwrap_or_default(),
-        }
+        let nodes = known
+            .as_ref()
+            .map_or(&*self.before, |document| &document.nodes);
+        let Some(node) = nodes.iter().find(|other| other.id == node) else {
+            return Vec::new();
+        };
+        self.reach.get(&node.name).unwrap_or(&node.control).clone()
     }
 
     /// Waits until the document is another one.

@@ -2,20 +2,20 @@
 //! busy API nor a slow disk delays a beacon.
 
 use super::addresses::Addresses;
-use super::datagram::{MAX_DATAGRAM_BYTES, decode, encode};
+use super::datagram::{MAX_DATAGRAM_BYTES, Sockets, decode, encode};
 use super::fencing::{FenceError, Order};
 use super::voter::Known;
 use super::{StartError, clock};
 use crate::core::failover::{Action, Event, Failover, Local, Settings, Waiting};
+use crate::pki::BeaconKey;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-use vocabulary::{ClusterId, NodeId, ResourceId};
+use vocabulary::{NodeId, ResourceId};
 
 /// Names of nodes are looked up anew this often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
@@ -111,10 +111,11 @@ impl FailoverHandle {
     }
 }
 
-type Found = Arc<Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>>;
+/// Each with its place among the addresses of its node.
+type Found = Arc<Mutex<BTreeMap<NodeId, Vec<(usize, SocketAddr)>>>>;
 
 pub(super) struct Beacons {
-    pub(super) cluster: ClusterId,
+    pub(super) seals: BeaconKey,
     pub(super) node: NodeId,
     pub(super) run: u64,
     pub(super) settings: Settings,
@@ -128,7 +129,7 @@ pub(super) struct Beacons {
 /// Starts the thread; it ends when `stopped` says so.
 pub(super) fn start(
     beacons: Beacons,
-    socket: std::net::UdpSocket,
+    sockets: Vec<std::net::UdpSocket>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(FailoverHandle, JoinHandle<()>), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -142,7 +143,7 @@ pub(super) fn start(
         .spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = beacons.drive(socket, queue) => {}
+                    () = beacons.drive(sockets, queue) => {}
                     _ = stopped.wait_for(|stop| *stop) => {}
                 }
             });
@@ -152,11 +153,15 @@ pub(super) fn start(
 }
 
 impl Beacons {
-    async fn drive(self, socket: std::net::UdpSocket, mut inputs: mpsc::UnboundedReceiver<Input>) {
-        let socket = match UdpSocket::from_std(socket) {
-            Ok(socket) => socket,
+    async fn drive(
+        self,
+        sockets: Vec<std::net::UdpSocket>,
+        mut inputs: mpsc::UnboundedReceiver<Input>,
+    ) {
+        let sockets = match Sockets::new(sockets) {
+            Ok(sockets) => sockets,
             Err(error) => {
-                tracing::error!(%error, "beacons can't use their socket");
+                tracing::error!(%error, "beacons can't use their sockets");
                 return;
             }
         };
@@ -177,11 +182,11 @@ impl Beacons {
             tokio::select! {
                 biased;
                 Some(input) = inputs.recv() => self.input(&mut core, input, &mut out),
-                received = socket.recv_from(&mut buffer) => match received {
-                    Ok((length, _)) => {
+                received = sockets.receive(&mut buffer) => match received {
+                    Ok(length) => {
                         self.datagram(&mut core, &buffer[..length], &mut out);
                         for _ in 0..TURN {
-                            let Ok((length, _)) = socket.try_recv_from(&mut buffer) else {
+                            let Some(length) = sockets.try_receive(&mut buffer) else {
                                 break;
                             };
                             self.datagram(&mut core, &buffer[..length], &mut out);
@@ -215,7 +220,7 @@ impl Beacons {
                 }
                 else => break,
             }
-            self.carry_out(&socket, &found, out);
+            self.carry_out(&sockets, &found, out);
         }
         look_up.abort();
     }
@@ -240,20 +245,20 @@ impl Beacons {
 
     fn datagram(&self, core: &mut Failover, bytes: &[u8], out: &mut Vec<Action>) {
         // What is not for this node is not worth a word: anybody can send a datagram.
-        if let Some((from, message)) = decode(self.cluster, self.node, bytes) {
+        if let Some((from, message)) = decode(&self.seals, bytes) {
             core.handle(clock::now(), Event::Message(from, message), out);
         }
     }
 
-    fn carry_out(&self, socket: &UdpSocket, found: &Found, actions: Vec<Action>) {
+    fn carry_out(&self, sockets: &Sockets, found: &Found, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Send(node, message) => {
-                    let bytes = encode(self.cluster, self.node, node, &message);
+                    let bytes = encode(&self.seals, node, &message);
                     let found = found.lock().unwrap_or_else(|broken| broken.into_inner());
                     // Over every address that it has: the first to arrive counts.
-                    for address in found.get(&node).into_iter().flatten() {
-                        if let Err(error) = socket.try_send_to(&bytes, *address) {
+                    for &(place, address) in found.get(&node).into_iter().flatten() {
+                        if let Err(error) = sockets.send(&bytes, place, address) {
                             tracing::trace!(%node, %address, %error, "a beacon is lost");
                         }
                     }
@@ -274,9 +279,9 @@ async fn look_up(addresses: Addresses, found: Found) {
         let mut missing = false;
         for node in addresses.nodes() {
             let mut all = Vec::new();
-            for address in addresses.of(node) {
+            for (place, address) in addresses.of(node).into_iter().enumerate() {
                 match tokio::net::lookup_host(&address).await {
-                    Ok(some) => all.extend(some),
+                    Ok(some) => all.extend(some.map(|address| (place, address))),
                     Err(error) => tracing::debug!(%node, address, %error, "address not found"),
                 }
             }

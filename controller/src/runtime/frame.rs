@@ -10,6 +10,7 @@
 //! | 28 | 4 | crc32c of bytes 0 to 27 and the message |
 //! | 32 | … | the message, postcard |
 
+use crate::pki::TlsError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
@@ -27,7 +28,10 @@ const VERSION: u16 = 1;
 pub enum FrameError {
     /// The socket failed or closed.
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+    /// The other side is not who it should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Not this protocol.
     #[error("the other side does not speak lockstep's controller protocol")]
     Magic,
@@ -46,6 +50,15 @@ pub enum FrameError {
     /// The checksum fits and the message does not.
     #[error("a message that makes no sense")]
     Contents,
+}
+
+impl From<io::Error> for FrameError {
+    fn from(error: io::Error) -> Self {
+        match error.into() {
+            TlsError::Io(error) => Self::Io(error),
+            refused => Self::Tls(refused),
+        }
+    }
 }
 
 pub(super) fn encode<T: Serialize>(cluster: ClusterId, message: &T) -> Result<Vec<u8>, FrameError> {
@@ -106,5 +119,7 @@ pub(super) async fn write<T: Serialize>(
     message: &T,
 ) -> Result<(), FrameError> {
     output.write_all(&encode(cluster, message)?).await?;
+    // What is secured waits to be sent until it is told to.
+    output.flush().await?;
     Ok(())
 }

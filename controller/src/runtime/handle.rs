@@ -8,15 +8,12 @@ use super::{FrameError, frame};
 use crate::core::{Command, Document, Refused, Version};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vocabulary::{Change, Generation, NodeId, ResourceId};
 
 /// A command that was not decided after this long is given up; it may still happen.
 const DECISION_LIMIT: Duration = Duration::from_secs(10);
-/// A node that does not take a connection for this long is out of reach.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// A command on its way to the voter.
 #[derive(Debug)]
@@ -76,8 +73,11 @@ pub enum PeerError {
         /// How long was waited.
         limit: Duration,
     },
+    /// It does not talk to this node any more.
+    #[error("this node was removed from the cluster")]
+    Departed,
     /// Another node listens at the address.
-    #[error("node {other} answers at the address of node {node}; correct [[nodes]]")]
+    #[error("node {other} answers at the address of node {node}; correct their addresses")]
     WrongNode {
         /// Who was meant.
         node: NodeId,
@@ -90,7 +90,7 @@ pub enum PeerError {
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
     who: Who,
-    votes: bool,
+    stored: Option<Arc<Document>>,
     addresses: Addresses,
     jobs: mpsc::Sender<Job>,
     known: Known,
@@ -99,14 +99,14 @@ pub struct StoreHandle {
 impl StoreHandle {
     pub(super) const fn new(
         who: Who,
-        votes: bool,
+        stored: Option<Arc<Document>>,
         addresses: Addresses,
         jobs: mpsc::Sender<Job>,
         known: Known,
     ) -> Self {
         Self {
             who,
-            votes,
+            stored,
             addresses,
             jobs,
             known,
@@ -193,10 +193,11 @@ impl StoreHandle {
         self.known.leader.subscribe()
     }
 
-    /// Does this node keep a voter?
+    /// What this node's voter had stored when it started: to be shown, never to be acted on. `None`
+    /// where it has none, or had been told nothing yet.
     #[must_use]
-    pub const fn votes(&self) -> bool {
-        self.votes
+    pub fn stored(&self) -> Option<Arc<Document>> {
+        self.stored.clone()
     }
 
     /// Hands an operator's command to another node and waits for its answer.
@@ -239,16 +240,8 @@ impl StoreHandle {
             address: address.to_owned(),
             source,
         };
-        let mut stream = timeout(CONNECT_LIMIT, TcpStream::connect(address))
-            .await
-            .map_err(|_| PeerError::TimedOut {
-                node,
-                limit: CONNECT_LIMIT,
-            })?
-            .map_err(|error| broken(error.into()))?;
-        stream
-            .set_nodelay(true)
-            .map_err(|error| broken(error.into()))?;
+        let stream = self.who.identity.connect(address, node).await;
+        let mut stream = stream.map_err(|error| broken(error.into()))?;
         let cluster = self.who.cluster;
         let hello = ToServer::Hello {
             node: self.who.node,
@@ -267,6 +260,7 @@ impl StoreHandle {
                 FromServer::NotMe { node: other } => {
                     return Err(PeerError::WrongNode { node, other });
                 }
+                FromServer::Departed => return Err(PeerError::Departed),
                 FromServer::Welcome { .. }
                 | FromServer::Decided { .. }
                 | FromServer::Document(_)

@@ -9,11 +9,11 @@ use super::wire::{Decision, FromServer, ToServer, Who};
 use super::{FrameError, frame};
 use crate::core::Document;
 use crate::core::consensus::Envelope;
+use crate::pki::TlsError;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -24,8 +24,6 @@ use vocabulary::NodeId;
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// Longest wait: an election needs the connections, so not much longer than one takes.
 const RECONNECT_MAX: Duration = Duration::from_millis(500);
-/// A connection that is not made by then is given up.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// A ping goes out this often.
 const PING_EVERY: Duration = Duration::from_millis(500);
 /// A node that was not heard of for this long is gone.
@@ -143,11 +141,13 @@ enum LinkError {
     #[error("{0}")]
     Frame(#[from] FrameError),
     #[error("{0}")]
-    Io(#[from] std::io::Error),
+    Tls(#[from] TlsError),
     #[error("it has not answered in time")]
     Silent,
     #[error("node {0} answers there")]
     WrongNode(NodeId),
+    #[error("this node was removed from the cluster")]
+    Departed,
     #[error("its address is not known")]
     NoAddress,
 }
@@ -205,10 +205,7 @@ impl Runner {
         let address = addresses
             .get(attempt.checked_rem(addresses.len()).unwrap_or(0))
             .ok_or(LinkError::NoAddress)?;
-        let stream = timeout(CONNECT_LIMIT, TcpStream::connect(address))
-            .await
-            .map_err(|_| LinkError::Silent)??;
-        stream.set_nodelay(true)?;
+        let stream = self.who.identity.connect(address, self.node).await?;
         let (mut input, mut output) = tokio::io::split(stream);
         let hello = ToServer::Hello {
             node: self.who.node,
@@ -223,6 +220,7 @@ impl Runner {
         match greeting {
             FromServer::Welcome { .. } => {}
             FromServer::NotMe { node } => return Err(LinkError::WrongNode(node)),
+            FromServer::Departed => return Err(LinkError::Departed),
             _ => return Err(FrameError::Contents.into()),
         }
         *wait = RECONNECT_MIN;
@@ -265,6 +263,7 @@ impl Runner {
                         FromServer::Pong => {}
                         FromServer::Welcome { .. }
                         | FromServer::NotMe { .. }
+                        | FromServer::Departed
                         | FromServer::Forwarded { .. } => return Err(FrameError::Contents.into()),
                     }
                 }

@@ -1,6 +1,6 @@
 //! What carries the controller over the network. One thread with a tokio runtime for the configuration
 //! store (`voter` drives this node's vote, `link` and `server` the connections, `router` brings commands
-//! to the leader) and one for beacons and leases (`beacons`), so that nothing an operator does can delay
+//! to the leader, `tls` who is at the other end, `join` how that began) and one for beacons and leases (`beacons`), so that nothing an operator does can delay
 //! them. The rest of the node sees [`StoreHandle`] and [`FailoverHandle`] only.
 
 mod addresses;
@@ -10,9 +10,11 @@ mod datagram;
 mod fencing;
 mod frame;
 mod handle;
+mod join;
 mod link;
 mod router;
 mod server;
+mod tls;
 mod voter;
 mod wire;
 
@@ -20,17 +22,20 @@ pub use beacons::{Engine, FailoverHandle};
 pub use fencing::FenceError;
 pub use frame::{FrameError, MAX_FRAME_BYTES};
 pub use handle::{CommandError, Forwarded, PeerError, StoreHandle};
+pub use join::{JoinError, JoinRefused, Joined, Newcomer, join};
+pub use tls::{Caller, Stream};
 
-use crate::core::{Name, consensus, failover};
+use crate::core::{Name, Node, consensus, failover};
+use crate::pki::{Identity, Issuer};
 use crate::store::{Promise, PromiseStore, StoreError};
 use addresses::Addresses;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, watch};
-use vocabulary::{ClusterId, NodeId};
 use voter::Known;
 
 /// Jobs that wait for the store; more wait at the sender.
@@ -38,16 +43,18 @@ const QUEUE: usize = 256;
 
 /// What the controller is told at its start.
 pub struct Config {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// This node.
-    pub node: NodeId,
+    /// Who this node is.
+    pub identity: Identity,
+    /// Hands out tokens and takes machines in; `None` where the authority's key is not.
+    pub issuer: Option<Arc<Issuer>>,
     /// Its name.
     pub name: Name,
     /// Where this node's controller listens, for connections and for beacons.
-    pub listen: String,
-    /// Where the other nodes' controllers listen, until a document says so.
-    pub peers: BTreeMap<NodeId, Vec<String>>,
+    pub listen: Vec<String>,
+    /// The cluster's nodes, until a document names them.
+    pub nodes: Vec<Node>,
+    /// Addresses of controllers that this node does not reach where the document says.
+    pub reach: BTreeMap<Name, Vec<String>>,
     /// This node's voter; `None`: it follows without a vote.
     pub voter: Option<(PromiseStore, Promise)>,
     /// Time-outs of the configuration store.
@@ -63,7 +70,7 @@ pub struct Config {
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config")
-            .field("node", &self.node)
+            .field("identity", &self.identity)
             .field("listen", &self.listen)
             .finish_non_exhaustive()
     }
@@ -103,14 +110,19 @@ impl Controller {
     /// # Errors
     /// When the address is taken or a thread can't be made.
     pub fn start(config: Config) -> Result<(Self, mpsc::Receiver<Forwarded>), StartError> {
-        let listen = |source| StartError::Listen {
-            address: config.listen.clone(),
-            source,
-        };
-        let listener = TcpListener::bind(&config.listen).map_err(listen)?;
-        listener.set_nonblocking(true).map_err(listen)?;
-        let socket = UdpSocket::bind(&config.listen).map_err(listen)?;
-        socket.set_nonblocking(true).map_err(listen)?;
+        let (mut listeners, mut sockets) = (Vec::new(), Vec::new());
+        for address in &config.listen {
+            let listen = |source| StartError::Listen {
+                address: address.clone(),
+                source,
+            };
+            let listener = TcpListener::bind(address).map_err(listen)?;
+            listener.set_nonblocking(true).map_err(listen)?;
+            listeners.push(listener);
+            let socket = UdpSocket::bind(address).map_err(listen)?;
+            socket.set_nonblocking(true).map_err(listen)?;
+            sockets.push(socket);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -120,22 +132,24 @@ impl Controller {
         let (orders, order_queue) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
         let known = Known::default();
-        let addresses = Addresses::new(config.peers, known.clone());
+        let addresses = Addresses::new(config.nodes, config.reach, known.clone());
         let who = wire::Who {
-            cluster: config.cluster,
-            node: config.node,
+            cluster: config.identity.cluster(),
+            node: config.identity.node(),
             name: config.name,
+            identity: config.identity.clone(),
         };
-        let handle = StoreHandle::new(
-            who.clone(),
-            config.voter.is_some(),
-            addresses.clone(),
-            jobs,
-            known.clone(),
-        );
+        let stored = config
+            .voter
+            .as_ref()
+            .map(|(_, promise)| &promise.entry.content);
+        let stored = stored
+            .filter(|document| !document.nodes.is_empty())
+            .map(|document| Arc::new(document.clone()));
+        let handle = StoreHandle::new(who.clone(), stored, addresses.clone(), jobs, known.clone());
         let beacons = beacons::Beacons {
-            cluster: config.cluster,
-            node: config.node,
+            seals: config.identity.beacons().clone(),
+            node: config.identity.node(),
             run: config.run,
             settings: config.failover,
             known: known.clone(),
@@ -143,10 +157,12 @@ impl Controller {
             engine: config.engine,
             orders,
         };
-        let (failover, beacons) = beacons::start(beacons, socket, stopped.clone())?;
+        let (failover, beacons) = beacons::start(beacons, sockets, stopped.clone())?;
         let links = link::Links::new(who.clone(), known.clone(), addresses);
         let store = Store {
             who,
+            issuer: config.issuer,
+            handle: handle.clone(),
             known,
             links,
             voter: config.voter,
@@ -157,7 +173,7 @@ impl Controller {
         let queues = (job_queue, order_queue);
         let thread = std::thread::Builder::new()
             .name("controller".to_owned())
-            .spawn(move || runtime.block_on(store.run(listener, queues, forwarded, stopped)))
+            .spawn(move || runtime.block_on(store.run(listeners, queues, forwarded, stopped)))
             .map_err(StartError::Thread)?;
         Ok((
             Self {
@@ -196,6 +212,8 @@ impl Drop for Controller {
 
 struct Store {
     who: wire::Who,
+    issuer: Option<Arc<Issuer>>,
+    handle: StoreHandle,
     known: Known,
     links: link::Links,
     voter: Option<(PromiseStore, Promise)>,
@@ -207,7 +225,7 @@ struct Store {
 impl Store {
     async fn run(
         self,
-        listener: TcpListener,
+        listeners: Vec<TcpListener>,
         (jobs, orders): (
             mpsc::Receiver<handle::Job>,
             mpsc::UnboundedReceiver<fencing::Order>,
@@ -215,10 +233,11 @@ impl Store {
         forwarded: mpsc::Sender<Forwarded>,
         mut stopped: watch::Receiver<bool>,
     ) {
-        let listener = match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => listener,
+        let listeners = listeners.into_iter().map(tokio::net::TcpListener::from_std);
+        let listeners: Vec<_> = match listeners.collect() {
+            Ok(listeners) => listeners,
             Err(error) => {
-                tracing::error!(%error, "the controller can't use its listening socket");
+                tracing::error!(%error, "the controller can't use its listening sockets");
                 return;
             }
         };
@@ -240,6 +259,9 @@ impl Store {
             voter,
             known: self.known.clone(),
             forwarded,
+            desk: self
+                .issuer
+                .map(|issuer| join::Desk::new(issuer, self.handle)),
         };
         let links = self.links.clone();
         let joining = router.clone();
@@ -260,7 +282,7 @@ impl Store {
             tokio::join!(run, join);
         };
         tokio::select! {
-            () = server.run(listener) => {}
+            () = server.run(listeners) => {}
             () = links.keep() => {}
             () = router.run(jobs) => {}
             () = fencer.run(orders) => {}

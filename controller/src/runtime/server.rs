@@ -3,15 +3,20 @@
 //! number, in silence and in the size of its messages.
 
 use super::handle::{Forwarded, Job};
+use super::join::Desk;
+use super::tls::Caller;
 use super::voter::{Input, Known};
 use super::wire::{Decision, FromServer, ToServer, Who};
 use super::{FrameError, frame};
 use crate::core::Document;
+use crate::pki::TlsError;
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use vocabulary::{ClusterId, NodeId};
 
@@ -35,11 +40,22 @@ pub(super) struct Server {
     pub(super) voter: Option<mpsc::Sender<Input>>,
     pub(super) known: Known,
     pub(super) forwarded: mpsc::Sender<Forwarded>,
+    /// Takes machines in, where this node can.
+    pub(super) desk: Option<Desk>,
 }
 
 impl Server {
-    pub(super) async fn run(self, listener: TcpListener) {
+    /// Serves all addresses until the end.
+    pub(super) async fn run(self, listeners: Vec<TcpListener>) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut all = JoinSet::new();
+        for listener in listeners {
+            all.spawn(self.clone().listen(listener, Arc::clone(&places)));
+        }
+        while all.join_next().await.is_some() {}
+    }
+
+    async fn listen(self, listener: TcpListener, places: Arc<Semaphore>) {
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
@@ -63,9 +79,19 @@ impl Server {
     }
 
     async fn serve(self, stream: TcpStream) -> Result<(), FrameError> {
-        stream.set_nodelay(true)?;
         let cluster = self.who.cluster;
+        let (stream, caller) = self.who.identity.accept(stream).await?;
         let (mut input, mut output) = tokio::io::split(stream);
+        let certified = match caller {
+            Caller::Node(node) => node,
+            Caller::Stranger => {
+                let request = timeout(HELLO_LIMIT, frame::read(&mut input, cluster))
+                    .await
+                    .map_err(|_| silent())??;
+                let answer = Desk::admit(self.desk.as_ref(), request).await;
+                return send(&mut output, cluster, &answer).await;
+            }
+        };
         let hello = timeout(HELLO_LIMIT, frame::read(&mut input, cluster))
             .await
             .map_err(|_| silent())??;
@@ -78,8 +104,15 @@ impl Server {
         else {
             return Err(FrameError::Contents);
         };
-        let accepted = to == self.who.node;
-        let greeting = if accepted {
+        if node != certified {
+            let found = certified;
+            let expected = node;
+            return Err(TlsError::WrongNode { expected, found }.into());
+        }
+        let has_left = |document: &Arc<Document>| document.departed.contains(node);
+        let greeting = if self.known.documents.borrow().as_ref().is_some_and(has_left) {
+            FromServer::Departed
+        } else if to == self.who.node {
             FromServer::Welcome {
                 node: self.who.node,
             }
@@ -89,7 +122,7 @@ impl Server {
             }
         };
         send(&mut output, cluster, &greeting).await?;
-        if !accepted {
+        if !matches!(greeting, FromServer::Welcome { .. }) {
             return Ok(());
         }
         tracing::debug!(%node, %name, subscribe, "a controller connected");
@@ -192,12 +225,10 @@ impl Server {
 async fn send(
     output: &mut (impl AsyncWrite + Unpin),
     cluster: ClusterId,
-    message: &FromServer,
+    message: &impl Serialize,
 ) -> Result<(), FrameError> {
     timeout(WRITE_LIMIT, async {
-        frame::write(output, cluster, message).await?;
-        output.flush().await?;
-        Ok(())
+        frame::write(output, cluster, message).await
     })
     .await
     .map_err(|_| silent())?

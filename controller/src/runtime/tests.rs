@@ -6,10 +6,15 @@ use crate::core::consensus::{Voter, VoterId};
 use crate::core::{
     Backing, Command, MetadataKind, Node, NodeState, Policy, Refused, Replica, Report,
 };
+use crate::pki::authority::NodeKey;
+use crate::pki::{Authority, Token, TokenRefused};
 use std::net::TcpListener as StdListener;
-use std::sync::Arc;
-use std::time::Duration;
-use vocabulary::{Change, DiskId, Generation, HistoryId, Incarnation, Member, NodeSet, ResourceId};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+use vocabulary::{
+    Change, ClusterId, DiskId, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet,
+    ResourceId,
+};
 
 const CLUSTER: ClusterId = ClusterId(42);
 const BOUND: Duration = Duration::from_secs(20);
@@ -26,6 +31,22 @@ fn free_address() -> String {
 
 fn addresses(count: u8) -> BTreeMap<NodeId, String> {
     (0..count).map(|id| (node(id), free_address())).collect()
+}
+
+/// The nodes' identities.
+struct Identities(Authority);
+
+fn cluster() -> &'static Identities {
+    static CLUSTER_OF_TESTS: OnceLock<Identities> = OnceLock::new();
+    CLUSTER_OF_TESTS.get_or_init(|| Identities(Authority::create(CLUSTER).unwrap()))
+}
+
+impl Identities {
+    fn identity(&self, node: NodeId) -> Identity {
+        let mut parts = Identity::first(&self.0, node).unwrap();
+        parts.beacons = [7; 32];
+        Identity::new(parts).unwrap()
+    }
 }
 
 /// An engine that only listens.
@@ -45,14 +66,12 @@ fn start(
     voter: Option<(PromiseStore, Promise)>,
 ) -> (Controller, mpsc::Receiver<Forwarded>) {
     let config = Config {
-        cluster: CLUSTER,
-        node: node(id),
+        identity: cluster().identity(node(id)),
+        issuer: None,
         name: Name::new(&format!("node{}", id + 1)).unwrap(),
-        listen: peers[&node(id)].clone(),
-        peers: peers
-            .iter()
-            .map(|(&id, address)| (id, vec![address.clone()]))
-            .collect(),
+        listen: vec![peers[&node(id)].clone()],
+        nodes: document(peers).nodes,
+        reach: BTreeMap::new(),
         voter,
         consensus: consensus::Settings::default(),
         failover: failover::Settings::default(),
@@ -71,8 +90,8 @@ fn document(peers: &BTreeMap<NodeId, String>) -> Document {
                     node: Node {
                         id,
                         name: Name::new(&format!("node{}", id.get() + 1)).unwrap(),
-                        control: address.clone(),
-                        replication: address.clone(),
+                        control: vec![address.clone()],
+                        replication: vec![format!("{address}0")],
                         state: NodeState::Online,
                         fencing: None,
                     },
@@ -144,6 +163,7 @@ fn create() -> Command {
                     metadata: MetadataKind::Default,
                 }],
                 report: None,
+                replaced: None,
             })
             .to_vec(),
         min_redundancy: 1,
@@ -285,7 +305,7 @@ fn a_forwarded_command_is_answered_by_the_node_that_was_meant() {
 
 #[test]
 fn garbage_other_clusters_and_endless_lengths_end_a_connection_and_nothing_else() {
-    use std::io::{Read, Write};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(2));
     let (voter, _a) = start_voter(dir.path(), 0, &peers);
     let hello = wire::ToServer::Ping;
@@ -296,23 +316,38 @@ fn garbage_other_clusters_and_endless_lengths_end_a_connection_and_nothing_else(
     let mut newer = frame::encode(CLUSTER, &hello).unwrap();
     newer[4] = 9;
     let other = frame::encode(ClusterId(1), &hello).unwrap();
-    for bytes in [
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(3),
-        long,
-        damaged,
-        newer,
-        other,
-    ] {
-        let mut stream = std::net::TcpStream::connect(&peers[&node(0)]).unwrap();
-        stream.set_read_timeout(Some(BOUND)).unwrap();
-        stream.write_all(&bytes).unwrap();
-        let mut answer = Vec::new();
-        // Closed, or reset because not everything was read; never answered.
-        let _ = stream.read_to_end(&mut answer);
-        assert!(answer.is_empty());
-    }
+    let somebody_else = wire::ToServer::Hello {
+        node: node(5),
+        name: Name::new("x").unwrap(),
+        to: node(0),
+        subscribe: true,
+    };
+    let somebody_else = frame::encode(CLUSTER, &somebody_else).unwrap();
     block_on(async {
-        until(&voter.handle(), |_| true).await;
+        let address = &peers[&node(0)];
+        for bytes in [
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(3),
+            long,
+            damaged,
+            newer,
+            other,
+            somebody_else,
+        ] {
+            // From a node, and in the open.
+            let identity = cluster().identity(node(1));
+            let mut secure = identity.connect(address, node(0)).await.unwrap();
+            secure.write_all(&bytes).await.unwrap();
+            secure.flush().await.unwrap();
+            let mut answer = Vec::new();
+            // Closed, or reset because not everything was read; never answered.
+            let _ = secure.read_to_end(&mut answer).await;
+            assert!(answer.is_empty());
+            let mut plain = tokio::net::TcpStream::connect(address).await.unwrap();
+            plain.write_all(&bytes).await.unwrap();
+            let _ = plain.read_to_end(&mut answer).await;
+            // At most an alert of TLS, which has 7 bytes.
+            assert!(answer.is_empty() || (answer[0] == 21 && answer.len() == 7));
+        }
         voter.handle().command(create()).await.unwrap();
     });
 }
@@ -430,5 +465,198 @@ fn a_voter_that_lost_its_state_comes_back_as_another_one() {
             document.voters.len() == 3 && document.voters.iter().all(|voter| voter.id != old.id)
         })
         .await;
+    });
+}
+
+/// The first node of a cluster with the authority's key, and a machine's attempt to join it.
+struct Desk {
+    issuer: Arc<Issuer>,
+    controller: Controller,
+    _forwarded: mpsc::Receiver<Forwarded>,
+    address: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Desk {
+    fn open() -> Self {
+        let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(1));
+        let authority = Authority::create(CLUSTER).unwrap();
+        authority.save(dir.path()).unwrap();
+        let parts = Identity::first(&authority, node(0)).unwrap();
+        parts.save(dir.path()).unwrap();
+        let identity = Identity::load(dir.path()).unwrap();
+        let issuer = Issuer::load(dir.path(), &identity).unwrap().unwrap();
+        let issuer = Arc::new(issuer);
+        let voter = VoterId(rand_id());
+        let me = Voter {
+            node: node(0),
+            id: voter,
+        };
+        let add = Command::AddVoter { voter: me };
+        let promise = Promise::new(voter, document(&peers).apply(&add).unwrap());
+        let store = PromiseStore::create(&dir.path().join("c"), &promise).unwrap();
+        let address = peers[&node(0)].clone();
+        let (controller, forwarded) = Controller::start(Config {
+            identity,
+            issuer: Some(Arc::clone(&issuer)),
+            name: Name::new("node1").unwrap(),
+            listen: vec![address.clone()],
+            nodes: Vec::new(),
+            reach: BTreeMap::new(),
+            voter: Some((store, promise)),
+            consensus: consensus::Settings::default(),
+            failover: failover::Settings::default(),
+            engine: Box::new(Deaf),
+            run: 1,
+        })
+        .unwrap();
+        Self {
+            issuer,
+            controller,
+            _forwarded: forwarded,
+            address,
+            _dir: dir,
+        }
+    }
+
+    fn token(&self, valid_s: u64) -> Token {
+        let addresses = vec!["127.0.0.1:1".to_owned(), self.address.clone()];
+        let valid = Duration::from_secs(valid_s);
+        let token = self.issuer.token(SystemTime::now(), valid, addresses);
+        token.unwrap()
+    }
+}
+
+fn newcomer(name: &str, port: u16) -> Newcomer {
+    Newcomer {
+        name: Name::new(name).unwrap(),
+        control: vec![format!("127.0.0.1:{port}")],
+        replication: vec![format!("127.0.0.1:{}", port + 1)],
+    }
+}
+
+fn key() -> NodeKey {
+    NodeKey::generate().unwrap()
+}
+
+#[test]
+fn a_machine_with_a_token_becomes_a_node_and_talks_to_the_others() {
+    let desk = Desk::open();
+    block_on(async {
+        let token = desk.token(60);
+        let joined = join(&token, newcomer("node2", 5), key()).await.unwrap();
+        let entry = joined.document.node_named("node2").unwrap();
+        assert_eq!((entry.id, &entry.control[0][..]), (node(1), "127.0.0.1:5"));
+        let identity = Identity::new(joined.parts).unwrap();
+        assert_eq!((identity.node(), identity.cluster()), (node(1), CLUSTER));
+        identity.connect(&desk.address, node(0)).await.unwrap();
+        // Its beacons are understood.
+        let sealed = identity.beacons().seal(node(0), b"x");
+        let first = Identity::load(desk._dir.path()).unwrap();
+        assert_eq!(first.beacons().open(&sealed), Some((node(1), &b"x"[..])));
+        // Once it has left it is refused.
+        let handle = desk.controller.handle();
+        let left = Command::RemoveNode { node: node(1) };
+        handle.command(left).await.unwrap();
+        until(&handle, |document| document.departed.contains(node(1))).await;
+        let mut stream = identity.connect(&desk.address, node(0)).await.unwrap();
+        let hello = wire::ToServer::Hello {
+            node: node(1),
+            name: Name::new("node2").unwrap(),
+            to: node(0),
+            subscribe: true,
+        };
+        frame::write(&mut stream, CLUSTER, &hello).await.unwrap();
+        let answer: wire::FromServer = frame::read(&mut stream, CLUSTER).await.unwrap();
+        assert_eq!(answer, wire::FromServer::Departed);
+        // And its id is not given again.
+        let joined = join(&desk.token(60), newcomer("node2", 5), key()).await;
+        assert_eq!(
+            joined.unwrap().document.node_named("node2").unwrap().id,
+            node(2)
+        );
+    });
+}
+
+#[test]
+fn a_token_is_taken_once_and_again_only_from_the_machine_that_missed_the_answer() {
+    let desk = Desk::open();
+    block_on(async {
+        let token = desk.token(60);
+        let key = key();
+        let again = NodeKey::from_pem(key.to_pem().as_bytes()).unwrap();
+        let first = join(&token, newcomer("node2", 5), key).await.unwrap();
+        let second = join(&token, newcomer("node2", 5), again).await.unwrap();
+        assert_eq!(first.document.nodes, second.document.nodes);
+        let error = join(&token, newcomer("node3", 7), self::key()).await;
+        assert!(matches!(
+            error.unwrap_err(),
+            JoinError::Refused(JoinRefused::Token(TokenRefused::Used(by))) if by == node(1)
+        ));
+    });
+}
+
+#[test]
+fn wrong_and_expired_tokens_are_refused_and_names_and_addresses_in_use_leave_a_token_good() {
+    let desk = Desk::open();
+    block_on(async {
+        let good = desk.token(60);
+        let wrong = Token {
+            secret: crate::pki::token::Secret([0; 16]),
+            ..good.clone()
+        };
+        let error = join(&wrong, newcomer("node2", 5), key()).await.unwrap_err();
+        assert!(matches!(
+            error,
+            JoinError::Refused(JoinRefused::Token(TokenRefused::Unknown))
+        ));
+        let valid = Duration::from_secs(10);
+        let past = SystemTime::now() - Duration::from_secs(20);
+        let old = desk.issuer.token(past, valid, good.addresses.clone());
+        let error = join(&old.unwrap(), newcomer("node2", 5), key()).await;
+        assert!(matches!(
+            error.unwrap_err(),
+            JoinError::Refused(JoinRefused::Token(TokenRefused::Expired))
+        ));
+        let strange = Token {
+            authority: [0; 32],
+            ..good.clone()
+        };
+        let error = join(&strange, newcomer("node2", 5), key()).await;
+        assert!(matches!(error.unwrap_err(), JoinError::Connect { .. }));
+        let error = join(&good, newcomer("node1", 5), key()).await.unwrap_err();
+        assert!(matches!(
+            error,
+            JoinError::Refused(JoinRefused::Document(Refused::NodeNameTaken { .. }))
+        ));
+        let mut taken = newcomer("node2", 5);
+        taken.control = vec![desk.address.clone()];
+        let error = join(&good, taken, key()).await.unwrap_err();
+        assert!(matches!(
+            error,
+            JoinError::Refused(JoinRefused::Document(Refused::AddressTaken { .. }))
+        ));
+        join(&good, newcomer("node2", 5), key()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_stranger_may_ask_to_join_and_nothing_else() {
+    use tokio::io::AsyncReadExt;
+    let desk = Desk::open();
+    block_on(async {
+        let token = desk.token(60);
+        let stream = tls::connect_by_token(&token, &desk.address).await;
+        let (mut stream, _) = stream.unwrap();
+        let hello = wire::ToServer::Hello {
+            node: node(0),
+            name: Name::new("node1").unwrap(),
+            to: node(0),
+            subscribe: true,
+        };
+        frame::write(&mut stream, CLUSTER, &hello).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.is_empty());
     });
 }

@@ -5,15 +5,17 @@
 
 use crate::core::consensus::Envelope;
 use crate::core::{Command, Document, Name, Refused};
+use crate::pki::Identity;
 use serde::{Deserialize, Serialize};
 use vocabulary::{ClusterId, NodeId};
 
-/// Who a node is, for the greeting.
+/// Who a node is, for the greeting, and how it proves that.
 #[derive(Clone, Debug)]
 pub(super) struct Who {
     pub(super) cluster: ClusterId,
     pub(super) node: NodeId,
     pub(super) name: Name,
+    pub(super) identity: Identity,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,8 @@ pub(super) enum FromServer {
     Welcome { node: NodeId },
     /// It is not; the connection closes.
     NotMe { node: NodeId },
+    /// The sender of the greeting was removed from the cluster; the connection closes.
+    Departed,
     /// What became of a command.
     Decided { id: u64, result: Decision },
     /// The answer to a forwarded command.

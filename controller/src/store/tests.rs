@@ -14,8 +14,8 @@ fn promise(name: &str) -> Promise {
             node: Node {
                 id: NodeId::new(0).unwrap(),
                 name: Name::new(name).unwrap(),
-                control: "h:1".to_owned(),
-                replication: "h:2".to_owned(),
+                control: vec!["h:1".to_owned()],
+                replication: vec!["h:2".to_owned()],
                 state: NodeState::Online,
                 fencing: None,
             },
@@ -44,22 +44,24 @@ fn the_bytes_of_a_copy_stay_as_they_are() {
         concat!(
             "4c53434f4e464947",                 // magic
             "02000000",                         // format
-            "29000000",                         // length
+            "2c000000",                         // length
             "0300000000000000",                 // sequence
             "100f0e0d0c0b0a090807060504030201", // cluster
-            "56bee37b",                         // checksum of the promise
-            "af34b589",                         // checksum of the header
+            "94e4f851",                         // checksum of the promise
+            "ccbf7919",                         // checksum of the header
             // voter, term, vote, position of the entry
             "05",
             "04",
             "0106",
             "0302",
-            // cluster (a varint), version, no voters, one node: id, name, two addresses, state, no fence agent; no resources
+            // cluster (a varint), version, no voters, one node: id, name, two lists of an address, state,
+            // no fence agent; nobody departed, no resources
             "909eb8e8c0e1828589909cb0d080c1818202",
             "01",
             "00",
             "01",
-            "00016e03683a3103683a320000",
+            "00016e0103683a310103683a320000",
+            "00",
             "00",
         )
     );

@@ -4,6 +4,7 @@
 //! promises something only after the [`Event::MetaDone`] of the write that makes it durable.
 
 use super::message::Message;
+use crate::store::Layout;
 use vocabulary::{
     ByteRange, ClusterId, DiskId, Epoch, Generation, Incarnation, NodeId, NodeSet, Record, Refusal,
     ResourceId, Time, VolumeId,
@@ -36,7 +37,8 @@ pub struct RequestId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommandId(pub u64);
 
-/// A connection to a peer, named by the driver, never used again for another.
+/// A connection to a peer, named by the driver, never used again for another; of two accepted ones
+/// the later has the greater name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 
@@ -94,6 +96,22 @@ pub enum ClientError {
     Shutdown,
 }
 
+/// Which nodes take clients' requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Access {
+    /// The primary alone.
+    #[default]
+    Exclusive,
+    /// Every node; those that are not primary forward to it (RULES 12).
+    Follow {
+        /// A random number: the session of this run of the daemon. That of the first event counts.
+        session: u64,
+        /// Requests that find no primary within [`Settings::no_primary_ms`] are answered with an
+        /// error; otherwise they wait.
+        errors: bool,
+    },
+}
+
 /// What an operator asks of a resource on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -109,8 +127,10 @@ pub enum Command {
     Force,
     /// Drain, flush and stop being primary.
     Demote,
-    /// Compare every block with every connected replica (on the primary).
+    /// Compare every block with every connected replica that is in sync (on the primary).
     Verify {
+        /// Only with this one.
+        node: Option<NodeId>,
         /// Write the primary's bytes where a replica differs.
         repair: bool,
     },
@@ -231,6 +251,14 @@ pub enum Event<P> {
         /// How it went.
         result: Result<(), DiskError>,
     },
+    /// The metadata of a volume were copied to a new place (see [`Action::MoveMetadata`]): at the end of
+    /// a device of this many bytes.
+    MetadataMoved {
+        /// The request.
+        op: OpId,
+        /// How it went.
+        result: Result<u64, DiskError>,
+    },
     /// The store of a volume now has the size asked for (see [`Action::Grow`]).
     GrowDone {
         /// The request.
@@ -273,6 +301,8 @@ pub enum Event<P> {
         /// The connection.
         conn: ConnId,
     },
+    /// Which nodes take clients' requests, from now on.
+    Access(Access),
     /// A record is known to be committed.
     Record(Record),
     /// The store refused a proposal for good.
@@ -371,8 +401,21 @@ pub enum Action<P> {
         /// The blocks.
         data: Vec<u8>,
     },
-    /// Make the volume's store able to hold this many bytes, zeroed beyond the old size, metadata
-    /// placed; answer with [`Event::GrowDone`].
+    /// Internal metadata are in the way of a volume of this many bytes: copy all of them but the
+    /// superblock to the store's new end, durably (`store::relocation`); answer with
+    /// [`Event::MetadataMoved`]. Until then nothing is written to them.
+    MoveMetadata {
+        /// Its name.
+        op: OpId,
+        /// The volume.
+        volume: VolumeId,
+        /// Where they are.
+        from: Layout,
+        /// The size in bytes that the volume shall have.
+        size_bytes: u64,
+    },
+    /// Make the volume's store able to hold this many bytes, zeroed beyond the old size; answer with
+    /// [`Event::GrowDone`].
     Grow {
         /// Its name.
         op: OpId,
@@ -380,6 +423,8 @@ pub enum Action<P> {
         volume: VolumeId,
         /// The new size in bytes.
         size_bytes: u64,
+        /// Where its metadata are: no other place counts any more.
+        layout: Layout,
     },
     /// Connect to the peer; answer with [`Event::Dialed`] or [`Event::DialFailed`].
     Dial {
@@ -406,6 +451,9 @@ pub enum Action<P> {
         /// `Some` for a read.
         result: Result<Option<P>, ClientError>,
     },
+    /// Close all connections of the resource's clients once they are answered: what they have not
+    /// sent yet must not be taken for a continuation.
+    HangUp,
     /// Propose a change to the configuration store. Repeated until it is decided: the compare-and-set
     /// makes that harmless.
     Propose {
@@ -609,6 +657,8 @@ pub struct Settings {
     pub max_chunks: usize,
     /// The primary starts to require a resync target when no more than this is left, in bytes.
     pub admit_below_bytes: u64,
+    /// Forwarded requests that are to fail without a primary do so after this long, in ms.
+    pub no_primary_ms: u64,
 }
 
 impl Default for Settings {
@@ -631,6 +681,8 @@ impl Default for Settings {
             chunk_bytes: 256 << 10,
             max_chunks: 16,
             admit_below_bytes: 1 << 20,
+            // Longer than a fail-over takes at default settings.
+            no_primary_ms: 5_000,
         }
     }
 }

@@ -162,6 +162,12 @@ impl AttachedVolume {
     pub fn size_bytes(&self) -> u64 {
         self.superblock.data_bytes
     }
+
+    /// Where its metadata are.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        self.superblock.placement
+    }
 }
 
 /// A replica ready to be driven, once its `writes` are durable.

@@ -11,12 +11,13 @@ mod metadata;
 use super::api::{Action, BlockHash, DiskError, Identity, Notice, OpId, Payload, Settings};
 use super::attach::AttachedVolume;
 use super::block_set::BlockSet;
-use super::message::{Seq, VolumeRange, WriteKind};
+use super::message::{ClientMark, Seq, VolumeRange, WriteKind};
 use super::mutation::{Mutation, mutated};
+use super::sessions::Sessions;
 use super::window::{Entry, Window};
 use super::{Step, Tag};
 use crate::store::{ActivityLog, Bitmap, Layout, Pin, Superblock};
-use metadata::{LogStep, Saves, SuperblockStep};
+use metadata::{LogStep, Moving, Saves, SuperblockStep};
 use slab::Slab;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use vocabulary::{EXTENT_BYTES, Epoch, HistoryId, NodeSet, Time, VolumeId};
@@ -59,6 +60,7 @@ struct Waiting<P> {
     tag: Tag,
     at: VolumeRange,
     body: Body<P>,
+    mark: ClientMark,
 }
 
 /// What a request to the driver was for.
@@ -68,6 +70,7 @@ enum Pending {
         tag: Tag,
         at: VolumeRange,
         write: bool,
+        mark: ClientMark,
     },
     Flush {
         join: u64,
@@ -87,6 +90,9 @@ enum Pending {
         tag: Tag,
         volume: usize,
         size_bytes: u64,
+    },
+    MoveMetadata {
+        volume: usize,
     },
 }
 
@@ -108,6 +114,7 @@ struct Volume<P> {
     log_step: LogStep,
     superblock_step: SuperblockStep,
     saves: Saves,
+    moving: Option<Moving>,
     /// Extents to activate, in the order of need.
     wanted: BTreeSet<u32>,
     /// Pins of extents that are not hot yet.
@@ -134,6 +141,8 @@ pub(crate) struct Local<P> {
     busy: usize,
     failed: bool,
     closing: Closing,
+    /// RULES 12.
+    pub(crate) sessions: Sessions,
 }
 
 /// How far a clean close is.
@@ -182,6 +191,7 @@ impl<P: Payload> Local<P> {
                 log_step: LogStep::Idle,
                 superblock_step: SuperblockStep::default(),
                 saves: Saves::default(),
+                moving: None,
                 wanted: BTreeSet::new(),
                 cold_pins: BTreeMap::new(),
                 old_pins,
@@ -199,6 +209,7 @@ impl<P: Payload> Local<P> {
             busy: 0,
             failed: false,
             closing: Closing::No,
+            sessions: Sessions::default(),
         }
     }
 
@@ -362,6 +373,7 @@ impl<P: Payload> Local<P> {
                     tag: Tag::Nobody,
                     at: *at,
                     body,
+                    mark: ClientMark::default(),
                 },
             );
         }
@@ -464,6 +476,7 @@ impl<P: Payload> Local<P> {
         at: VolumeRange,
         data: P,
         durable: bool,
+        mark: ClientMark,
     ) {
         self.submit(
             step,
@@ -471,6 +484,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 body: Body::Write { data, durable },
+                mark,
             },
         );
     }
@@ -482,6 +496,7 @@ impl<P: Payload> Local<P> {
         at: VolumeRange,
         hole: bool,
         durable: bool,
+        mark: ClientMark,
     ) {
         self.submit(
             step,
@@ -489,6 +504,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 body: Body::Zero { hole, durable },
+                mark,
             },
         );
     }
@@ -519,7 +535,12 @@ impl<P: Payload> Local<P> {
 
     /// The extents are hot: to the disk.
     fn start(&mut self, step: &mut Step<'_, P>, job: Waiting<P>) {
-        let Waiting { tag, at, body } = job;
+        let Waiting {
+            tag,
+            at,
+            body,
+            mark,
+        } = job;
         let volume = at.volume;
         let op = match body {
             Body::Touch(join) => {
@@ -532,6 +553,7 @@ impl<P: Payload> Local<P> {
                     tag,
                     at,
                     write: true,
+                    mark,
                 },
             ),
         };
@@ -562,6 +584,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 write: false,
+                mark: ClientMark::default(),
             },
         );
         step.emit(Action::Read {
@@ -579,6 +602,7 @@ impl<P: Payload> Local<P> {
                 tag,
                 at,
                 write: false,
+                mark: ClientMark::default(),
             },
         );
         step.emit(Action::Hash {
@@ -609,6 +633,7 @@ impl<P: Payload> Local<P> {
         }
     }
 
+    /// Makes room for a larger volume; first moves internal metadata that are in the way.
     pub(crate) fn grow(
         &mut self,
         step: &mut Step<'_, P>,
@@ -620,18 +645,29 @@ impl<P: Payload> Local<P> {
             self.done.push_back((tag, None, Done::Ok));
             return;
         }
+        let index = volume.index();
+        if size_bytes > self.volumes[index].layout.usable_data_bytes() {
+            self.move_metadata(step, tag, index, size_bytes);
+        } else {
+            self.grow_store(step, tag, index, size_bytes);
+        }
+    }
+
+    fn grow_store(&mut self, step: &mut Step<'_, P>, tag: Tag, index: usize, size_bytes: u64) {
+        let layout = self.volumes[index].layout;
         let op = self.op(
             step,
             Pending::Grow {
                 tag,
-                volume: volume.index(),
+                volume: index,
                 size_bytes,
             },
         );
         step.emit(Action::Grow {
             op,
-            volume,
+            volume: VolumeId(u16::try_from(index).unwrap_or(u16::MAX)),
             size_bytes,
+            layout,
         });
     }
 
@@ -648,10 +684,9 @@ impl<P: Payload> Local<P> {
 
     /// Since when the oldest request that a device should answer soon is under way. Looks at all.
     pub(crate) fn oldest_request(&self) -> Option<Time> {
-        let soon = self
-            .pending
-            .iter()
-            .filter(|(_, (_, pending))| !matches!(pending, Pending::Grow { .. }));
+        let soon = self.pending.iter().filter(|(_, (_, pending))| {
+            !matches!(pending, Pending::Grow { .. } | Pending::MoveMetadata { .. })
+        });
         soon.map(|(_, (since, _))| *since).min()
     }
 
@@ -664,7 +699,9 @@ impl<P: Payload> Local<P> {
         let error = done.error();
         let is_write = !matches!(
             pending,
-            Pending::Data { write: false, .. } | Pending::Grow { .. }
+            Pending::Data { write: false, .. }
+                | Pending::Grow { .. }
+                | Pending::MoveMetadata { .. }
         );
         if let (Some(error), true) = (error, is_write) {
             let retried =
@@ -682,8 +719,16 @@ impl<P: Payload> Local<P> {
             self.fail(step, &pending, error);
         }
         match pending {
-            Pending::Data { tag, at, .. } => {
+            Pending::Data {
+                tag,
+                at,
+                write,
+                mark,
+            } => {
                 self.busy -= 1;
+                if write && error.is_none() {
+                    self.sessions.wrote(mark, at);
+                }
                 self.done.push_back((tag, Some(at), done));
             }
             Pending::Flush { join } => {
@@ -703,6 +748,20 @@ impl<P: Payload> Local<P> {
                 Some(error) => self.done.push_back((tag, None, Done::Failed(error))),
                 None => self.grown(step, tag, volume, size_bytes),
             },
+            Pending::MoveMetadata { .. } => debug_assert!(false, "answered by another event"),
+        }
+    }
+
+    /// A copy of metadata is done.
+    pub(crate) fn metadata_moved(
+        &mut self,
+        step: &mut Step<'_, P>,
+        op: OpId,
+        result: Result<u64, DiskError>,
+    ) {
+        match self.take(op) {
+            Some(Pending::MoveMetadata { volume }) => self.moved(step, volume, result),
+            other => debug_assert!(false, "a completion of {other:?}: {op:?}"),
         }
     }
 
@@ -733,7 +792,10 @@ impl<P: Payload> Local<P> {
             Pending::Log { volume }
             | Pending::Page { volume, .. }
             | Pending::Superblock { volume }
-            | Pending::Grow { volume, .. } => VolumeId(u16::try_from(*volume).unwrap_or(u16::MAX)),
+            | Pending::Grow { volume, .. }
+            | Pending::MoveMetadata { volume } => {
+                VolumeId(u16::try_from(*volume).unwrap_or(u16::MAX))
+            }
         };
         step.notice(Notice::DiskFailed { volume, error });
         // A restart must not take this disk for what it was: its caches may have lost writes. If this

@@ -3,7 +3,8 @@
 //! carries the cluster's, the resource's and the sender's epoch and record generation, so that a
 //! message of a new generation never comes before its record ("record travels first").
 
-use super::api::BlockHash;
+use super::api::{BlockHash, ClientError, ClientRequest};
+pub use super::sessions::MAX_SPAN;
 use serde::{Deserialize, Serialize};
 use vocabulary::{
     ByteRange, DiskId, Epoch, Generation, HistoryId, Incarnation, NodeId, NodeSet, Record, VolumeId,
@@ -59,14 +60,27 @@ pub enum WriteKind {
     Copy,
 }
 
-/// The client session and request number of a forwarded write (RULES 12); zero where it came in at
-/// the primary itself.
+/// The session and request number of a client's write (RULES 12); zero for what is no client's, and
+/// where access is exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ClientMark {
-    /// The forwarding node's session.
+    /// The session of the node that the client is connected to.
     pub session: u64,
     /// The number within it.
     pub number: u64,
+    /// All numbers below this one are answered; at most [`MAX_SPAN`] below `number`.
+    pub released: u64,
+}
+
+/// A number of the primary's table, for a replica (RULES 12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NumberEntry {
+    /// The write.
+    pub mark: ClientMark,
+    /// Its range.
+    pub at: VolumeRange,
+    /// Only a part of it was applied: it is neither answered nor executed.
+    pub torn: bool,
 }
 
 /// A range of one volume.
@@ -246,6 +260,54 @@ pub enum Message<P> {
     },
     /// R to P: the disk has failed; nothing more is acknowledged.
     DiskFailed,
+    /// P to R, first in the session's stream: the request numbers of rule 12 that P holds. Those of
+    /// writes that are under way come with them.
+    Numbers {
+        /// Since which epoch none was lost.
+        era: Epoch,
+        /// The numbers, at most [`MAX_NUMBERS`]; more follow in another message.
+        entries: Vec<NumberEntry>,
+    },
+    /// P to R: R holds P's bytes wherever a number of either's table was written: P's table is R's.
+    Settled,
+    /// F to P, first on a connection: F, a node that is not primary, forwards its clients' requests
+    /// to P. An older connection of the node is closed.
+    Attach {
+        /// The sender.
+        node: NodeId,
+        /// The receiver that the sender wants.
+        to: NodeId,
+        /// The sender's session.
+        session: u64,
+        /// The epoch in which the receiver is primary.
+        epoch: Epoch,
+    },
+    /// P to F: accepted.
+    Attached {
+        /// Since which epoch P's table lost no number: what was sent in an earlier era is not sent
+        /// again.
+        era: Epoch,
+    },
+    /// F to P: a client's request. Numbers ascend on a connection.
+    Forward {
+        /// Its number in the session.
+        number: u64,
+        /// All below this one are answered; at most [`MAX_SPAN`] below `number`.
+        released: u64,
+        /// It may have been sent to a primary before.
+        again: bool,
+        /// The volume.
+        volume: VolumeId,
+        /// What the client wants; no write of zeroes longer than [`ZERO_PIECE_BYTES`].
+        request: ClientRequest<P>,
+    },
+    /// P to F: the answer.
+    Answer {
+        /// The request's number.
+        number: u64,
+        /// `Some` for a read.
+        result: Result<Option<P>, ClientError>,
+    },
     /// Either way: still there?
     Ping {
         /// Comes back.
@@ -277,7 +339,55 @@ pub enum RangesOf {
 /// Most ranges in one message: bounds what a parser allocates (24 bytes each, 96 KiB).
 pub const MAX_RANGES: usize = 4096;
 
+/// Most numbers in one message (48 bytes each, 96 KiB).
+pub const MAX_NUMBERS: usize = 2048;
+
+/// Longest piece of a discard or write of zeroes that is done in one go: a client's discard may
+/// cover gigabytes (the kernel sends up to 4 GiB), which would hold the range too long and touch
+/// a thousand extents at once.
+pub const ZERO_PIECE_BYTES: u64 = 32 << 20;
+
 impl<P> Message<P> {
+    /// The bytes that go with the message.
+    #[must_use]
+    pub const fn payload(&self) -> Option<&P> {
+        match self {
+            Self::Write { data, .. }
+            | Self::Fetched {
+                data: Some(data), ..
+            }
+            | Self::Forward {
+                request: ClientRequest::Write { data, .. },
+                ..
+            }
+            | Self::Answer {
+                result: Ok(Some(data)),
+                ..
+            } => Some(data),
+            _ => None,
+        }
+    }
+
+    /// As [`Self::payload`], without the message.
+    #[must_use]
+    pub fn into_payload(self) -> Option<P> {
+        match self {
+            Self::Write { data, .. }
+            | Self::Fetched {
+                data: Some(data), ..
+            }
+            | Self::Forward {
+                request: ClientRequest::Write { data, .. },
+                ..
+            }
+            | Self::Answer {
+                result: Ok(Some(data)),
+                ..
+            } => Some(data),
+            _ => None,
+        }
+    }
+
     /// The generation that a message of this kind may be ahead of its record by: none but these two.
     #[must_use]
     pub const fn carries_record(&self) -> Option<Generation> {

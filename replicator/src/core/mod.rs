@@ -18,6 +18,7 @@ macro_rules! rule {
 pub mod api;
 pub mod attach;
 mod block_set;
+mod forward;
 mod local;
 pub mod message;
 pub mod mutation;
@@ -25,6 +26,7 @@ mod primary;
 mod range_lock;
 mod resource;
 mod secondary;
+mod sessions;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -53,6 +53,10 @@ pub enum Mutation {
     ForceWithoutBits,
     /// Only one copy of a promise is written.
     OneCopyUsed,
+    /// A write that is sent again is executed again.
+    ResentExecutedTwice,
+    /// What was sent before the history changed is sent again.
+    SessionSurvivesHistory,
     /// A write or flush is answered without a lease.
     WriteWithoutLease,
     /// A replica that is required and not admitted yet need not grant the lease.

@@ -2,14 +2,15 @@
 //! says so, and answers what is asked of the resource as a whole.
 
 use super::api::{
-    Action, Command, CommandError, CommandId, ConnId, DiskError, Event, Identity, Notice, Payload,
-    Settings, StopReason,
+    Access, Action, ClientRequest, Command, CommandError, CommandId, ConnId, DiskError, Event,
+    Identity, Notice, Payload, RequestId, Settings, StopReason,
 };
 use super::attach::AttachedVolume;
+use super::forward::Forwarder;
 use super::local::{Completion, Done, Local};
-use super::message::{Message, RefuseReason};
+use super::message::{ClientMark, Message, RefuseReason, ZERO_PIECE_BYTES};
 use super::mutation::{Mutation, mutated};
-use super::primary::{Cx, Primary, Stage, next_history};
+use super::primary::{Asked, Cx, Forwarded, Origin, Primary, Stage, next_history};
 use super::secondary::Secondary;
 use super::{Step, Tag};
 use vocabulary::{
@@ -56,6 +57,7 @@ pub struct Resource<P> {
     record: Option<Record>,
     local: Local<P>,
     role: Role<P>,
+    forwarder: Forwarder<P>,
     promotion: Option<Promotion>,
     closing: Option<CommandId>,
     closed: bool,
@@ -87,6 +89,7 @@ impl<P: Payload> Resource<P> {
             record: None,
             local: Local::new(identity, volumes),
             role: Role::Secondary(Box::new(Secondary::new(count))),
+            forwarder: Forwarder::new(identity.node),
             promotion: None,
             closing: None,
             closed: false,
@@ -129,6 +132,14 @@ impl<P: Payload> Resource<P> {
     #[must_use]
     pub fn serves(&self) -> bool {
         matches!(&self.role, Role::Primary(p) if p.stage() == Stage::Serving)
+    }
+
+    /// Does this node take clients' requests? With follow access every node does, once it knows the
+    /// resource's record.
+    #[must_use]
+    pub fn takes_clients(&self) -> bool {
+        let follows = self.forwarder.follows() && self.record.is_some() && self.closing.is_none();
+        self.serves() || follows && !self.closed
     }
 
     /// Size in bytes of a volume, as clients see it.
@@ -186,6 +197,7 @@ impl<P: Payload> Resource<P> {
                 }
             }
         }
+        self.forwarder.tick(step, &self.settings);
         self.tick_promotion(step);
         self.settle(step);
     }
@@ -195,6 +207,9 @@ impl<P: Payload> Resource<P> {
         let mut step = Step { now, out };
         let step = &mut step;
         match event {
+            Event::MetadataMoved { op, result } => {
+                self.local.metadata_moved(step, op, result);
+            }
             Event::DiskDone { op, result }
             | Event::MetaDone { op, result }
             | Event::GrowDone { op, result } => {
@@ -213,27 +228,20 @@ impl<P: Payload> Resource<P> {
                 id,
                 volume,
                 request,
-            } => match (&mut self.role, &self.record) {
-                (Role::Primary(primary), Some(record)) => {
-                    let cx = &mut Cx {
+            } => self.client(step, id, volume, request),
+            Event::Dialed { peer, conn } => {
+                if !self.forwarder.dialed(step, peer, conn) {
+                    self.as_primary(
                         step,
-                        local: &mut self.local,
-                        record,
-                    };
-                    primary.client(cx, id, volume, request);
+                        |primary, cx| primary.dialed(cx, peer, conn),
+                        |step| step.emit(Action::Close { conn }),
+                    );
                 }
-                _ => {
-                    let result = Err(super::api::ClientError::NotPrimary);
-                    step.emit(Action::Reply { id, result });
-                }
-            },
-            Event::Dialed { peer, conn } => self.as_primary(
-                step,
-                |primary, cx| primary.dialed(cx, peer, conn),
-                |step| step.emit(Action::Close { conn }),
-            ),
+            }
             Event::DialFailed { peer } => {
-                self.as_primary(step, |primary, cx| primary.dial_failed(cx, peer), |_| ());
+                if !self.forwarder.dial_failed(peer) {
+                    self.as_primary(step, |primary, cx| primary.dial_failed(cx, peer), |_| ());
+                }
             }
             Event::Message {
                 conn,
@@ -243,6 +251,7 @@ impl<P: Payload> Resource<P> {
                 self.message(step, conn, generation, message);
             }
             Event::Disconnected { conn } => match (&mut self.role, &self.record) {
+                _ if self.forwarder.has(conn) => self.forwarder.disconnected(conn),
                 (Role::Secondary(secondary), _) => {
                     secondary.disconnected(step, &mut self.local, conn);
                 }
@@ -258,6 +267,7 @@ impl<P: Payload> Resource<P> {
                 }
                 (Role::Primary(_), None) => {}
             },
+            Event::Access(access) => self.set_access(step, access),
             Event::Record(record) => self.learn(step, record),
             Event::Granted { node, epoch, sent } => self.as_primary(
                 step,
@@ -312,12 +322,120 @@ impl<P: Payload> Resource<P> {
         }
     }
 
+    // ---- clients ----
+
+    fn client(
+        &mut self,
+        step: &mut Step<'_, P>,
+        id: RequestId,
+        volume: VolumeId,
+        request: ClientRequest<P>,
+    ) {
+        let (Role::Primary(primary), Some(record)) = (&mut self.role, &self.record) else {
+            if self.forwarder.follows() && self.closing.is_none() && !self.closed {
+                self.forwarder.keep(id, volume, request);
+            } else {
+                let result = Err(super::api::ClientError::NotPrimary);
+                step.emit(Action::Reply { id, result });
+            }
+            return;
+        };
+        let cx = &mut Cx {
+            step,
+            local: &mut self.local,
+            record,
+        };
+        let mut asked = Asked {
+            origin: Origin::Client(id),
+            mark: ClientMark::default(),
+            again: false,
+        };
+        if self.forwarder.follows() && self.closing.is_none() {
+            let one_write = match &request {
+                ClientRequest::Read { .. } | ClientRequest::Flush => false,
+                ClientRequest::Write { .. } => true,
+                ClientRequest::Zero { range, .. } => range.len <= ZERO_PIECE_BYTES,
+            };
+            let plain = matches!(request, ClientRequest::Read { .. } | ClientRequest::Flush);
+            // In the order of arrival, where others are kept.
+            let direct = self.forwarder.is_clear() && primary.takes_requests(cx);
+            match () {
+                () if direct && plain => {}
+                () if direct
+                    && one_write
+                    && let Some(mark) = self.forwarder.pass(id) =>
+                {
+                    asked.origin = Origin::Own;
+                    asked.mark = mark;
+                }
+                () => return self.forwarder.keep(id, volume, request),
+            }
+        }
+        primary.client(cx, asked, volume, request);
+    }
+
+    fn set_access(&mut self, step: &mut Step<'_, P>, access: Access) {
+        self.forwarder.set_access(step, access);
+        let follow = self.forwarder.follows();
+        self.as_primary(step, |primary, cx| primary.set_follow(cx, follow), |_| ());
+        if !follow && matches!(self.role, Role::Secondary(_)) {
+            step.emit(Action::HangUp);
+        }
+    }
+
+    /// What clients ask goes to the primary, here or elsewhere.
+    fn forward(&mut self, step: &mut Step<'_, P>) {
+        self.collect(step);
+        if !self.forwarder.follows() || self.closing.is_some() || self.closed {
+            return;
+        }
+        if let (Role::Primary(primary), Some(record)) = (&mut self.role, &self.record) {
+            let cx = &mut Cx {
+                step,
+                local: &mut self.local,
+                record,
+            };
+            while primary.takes_requests(cx)
+                && let Some(era) = cx.local.sessions.era()
+                && let Some(given) = self.forwarder.give(cx.step, era)
+            {
+                let asked = Asked {
+                    origin: Origin::Own,
+                    mark: given.mark,
+                    again: given.again,
+                };
+                primary.client(cx, asked, given.volume, given.request);
+            }
+            self.collect(step);
+        } else {
+            let record = self.record.as_ref();
+            self.forwarder.drive(step, record, &self.settings);
+        }
+    }
+
+    /// Takes over what this node's own primary has answered or gives back.
+    fn collect(&mut self, step: &mut Step<'_, P>) {
+        if let Role::Primary(primary) = &mut self.role {
+            for (number, result) in primary.answered.drain(..) {
+                self.forwarder.answered(step, number, result);
+            }
+            let stopped = !self.forwarder.follows() && !primary.returned.is_empty();
+            for returned in primary.returned.drain(..) {
+                self.forwarder.take_back(returned);
+            }
+            if stopped {
+                self.forwarder.stop(step);
+            }
+        }
+    }
+
     /// Local completions, then the role's look at the whole, until nothing changes.
     fn settle(&mut self, step: &mut Step<'_, P>) {
         loop {
             while let Some((tag, at, done)) = self.local.next_done() {
                 self.local_done(step, (tag, at, done));
             }
+            self.forward(step);
             match &mut self.role {
                 Role::Secondary(secondary) => {
                     if let Some(record) = &self.record {
@@ -333,6 +451,7 @@ impl<P: Payload> Resource<P> {
                     };
                     primary.check_window_bound(cx);
                     primary.maintain(cx);
+                    self.collect(step);
                 }
             }
             self.check_closing(step);
@@ -396,6 +515,55 @@ impl<P: Payload> Resource<P> {
             } => {
                 self.hello(step, conn, node, to, session, record);
             }
+            Message::Attach {
+                node,
+                to,
+                session,
+                epoch,
+            } => {
+                let me = self.identity.node;
+                let here = |primary: &Primary<P>| {
+                    to == me && node != me && primary.epoch() == epoch && session != 0
+                };
+                match (&mut self.role, &self.record) {
+                    (Role::Primary(primary), Some(record)) if here(primary) => {
+                        let cx = &mut Cx {
+                            step,
+                            local: &mut self.local,
+                            record,
+                        };
+                        primary.attach(cx, conn, node, session);
+                    }
+                    _ => {
+                        let reason = RefuseReason::NotPrimary;
+                        let message = Message::Refuse { reason };
+                        step.emit(Action::Send { conn, message });
+                        step.emit(Action::Close { conn });
+                    }
+                }
+            }
+            Message::Forward {
+                number,
+                released,
+                again,
+                volume,
+                request,
+            } => {
+                let known = self.record.as_ref().map_or(Generation(0), |r| r.generation);
+                let forwarded = Forwarded {
+                    number,
+                    released,
+                    again,
+                    volume,
+                    request,
+                };
+                self.as_primary(
+                    step,
+                    |primary, cx| primary.forwarded(cx, conn, generation > known, forwarded),
+                    |step| step.emit(Action::Close { conn }),
+                );
+            }
+            message if self.forwarder.has(conn) => self.forwarder.message(step, message),
             Message::Record { record } => {
                 // Only from the present session's primary; a record is true whoever brings it, but
                 // nobody else has a reason to.
@@ -524,9 +692,11 @@ impl<P: Payload> Resource<P> {
                 },
                 why,
             );
+            self.collect(step);
             self.local.live_becomes_old();
             self.role = Role::Secondary(Box::new(Secondary::new(self.local.volumes())));
         }
+        self.forwarder.new_record(step, record);
         if let Role::Secondary(secondary) = &mut self.role
             && secondary
                 .primary()
@@ -600,7 +770,7 @@ impl<P: Payload> Resource<P> {
             local: &mut self.local,
             record,
         };
-        let primary = Primary::begin(cx, self.settings);
+        let primary = Primary::begin(cx, self.settings, self.forwarder.follows());
         self.role = Role::Primary(Box::new(primary));
     }
 
@@ -772,6 +942,8 @@ impl<P: Payload> Resource<P> {
             };
             primary.stop(cx, StopReason::Closed);
         }
+        self.collect(step);
+        self.forwarder.stop(step);
         match &mut self.role {
             Role::Secondary(secondary) => secondary.stop(step, &mut self.local),
             Role::Primary(_) => {

@@ -5,7 +5,7 @@
 use super::api::{Action, BlockHash, ConnId, DiskError, Notice, Payload, Settings};
 use super::local::{Done, Local};
 use super::message::{
-    MAX_RANGES, Message, RangesOf, RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
+    ClientMark, MAX_RANGES, Message, RangesOf, RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
 };
 use super::mutation::{Mutation, mutated};
 use super::range_lock::{Mode, RangeLock};
@@ -25,11 +25,13 @@ enum Job<P> {
         at: VolumeRange,
         data: P,
         fua: bool,
+        mark: ClientMark,
     },
     Zero {
         at: VolumeRange,
         hole: bool,
         fua: bool,
+        mark: ClientMark,
     },
     Hash {
         id: u64,
@@ -242,7 +244,7 @@ impl<P: Payload> Secondary<P> {
     }
 
     /// The promise is durable: the session begins.
-    fn promised(&mut self, step: &mut Step<'_, P>, local: &Local<P>, epoch: Epoch) {
+    fn promised(&mut self, step: &mut Step<'_, P>, local: &mut Local<P>, epoch: Epoch) {
         if self
             .opening
             .as_ref()
@@ -283,6 +285,7 @@ impl<P: Payload> Secondary<P> {
         step.notice(Notice::PeerConnected {
             node: opening.primary,
         });
+        local.sessions.meet();
         self.session = Some(Session {
             conn,
             primary: opening.primary,
@@ -341,13 +344,20 @@ impl<P: Payload> Secondary<P> {
                 data,
                 fua,
                 kind,
-                mark: _,
+                mark,
             } => {
                 let Some(range) = ByteRange::new(offset, data.len() as u64) else {
                     return self.protocol_error(step, local);
                 };
                 let at = VolumeRange { volume, range };
-                self.received(step, local, seq, at, kind, Job::Write { at, data, fua });
+                local.sessions.seen(mark.session);
+                let job = Job::Write {
+                    at,
+                    data,
+                    fua,
+                    mark,
+                };
+                self.received(step, local, seq, at, kind, job);
             }
             Message::Zero {
                 seq,
@@ -355,9 +365,16 @@ impl<P: Payload> Secondary<P> {
                 hole,
                 fua,
                 kind,
-                mark: _,
+                mark,
             } => {
-                self.received(step, local, seq, at, kind, Job::Zero { at, hole, fua });
+                local.sessions.seen(mark.session);
+                let job = Job::Zero {
+                    at,
+                    hole,
+                    fua,
+                    mark,
+                };
+                self.received(step, local, seq, at, kind, job);
             }
             Message::Touch { seq, ranges } => {
                 if seq <= session.last_seq || ranges.iter().any(|at| !local.fits(*at)) {
@@ -409,6 +426,13 @@ impl<P: Payload> Secondary<P> {
                 }
                 local.take_over_bits(step, node, disk, &ranges);
             }
+            Message::Numbers { era, entries } => {
+                if entries.iter().any(|entry| !local.fits(entry.at)) {
+                    return self.protocol_error(step, local);
+                }
+                local.sessions.told(era, &entries);
+            }
+            Message::Settled => local.sessions.settled(),
             Message::HandOverEnd { id } => local.save_bits(step, Tag::Bits(id)),
             Message::Grow {
                 id,
@@ -719,8 +743,18 @@ fn flush_acks<P>(step: &mut Step<'_, P>, session: &mut Session) {
 fn start<P: Payload>(step: &mut Step<'_, P>, local: &mut Local<P>, key: Key, job: Job<P>) {
     let Key::Write(seq) = key else { return };
     match job {
-        Job::Write { at, data, fua } => local.write(step, Tag::Write(seq), at, data, fua),
-        Job::Zero { at, hole, fua } => local.zero(step, Tag::Write(seq), at, hole, fua),
+        Job::Write {
+            at,
+            data,
+            fua,
+            mark,
+        } => local.write(step, Tag::Write(seq), at, data, fua, mark),
+        Job::Zero {
+            at,
+            hole,
+            fua,
+            mark,
+        } => local.zero(step, Tag::Write(seq), at, hole, fua, mark),
         Job::Hash { .. } | Job::Fetch { .. } => {}
     }
 }

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::io;
 use vocabulary::*;
 
+mod follow;
+
 const SIZE: u64 = 64 << 20;
 
 #[derive(Clone, Debug)]
@@ -97,6 +99,7 @@ struct Cluster {
     order: Vec<u64>,
     commands: BTreeMap<u64, Result<(), CommandError>>,
     notices: Vec<(usize, Notice)>,
+    hung_up: Vec<usize>,
     /// Beacons go out this often; nodes in `mute` answer none.
     beacons: bool,
     mute: Vec<usize>,
@@ -166,6 +169,7 @@ impl Cluster {
             order: Vec::new(),
             commands: BTreeMap::new(),
             notices: Vec::new(),
+            hung_up: Vec::new(),
             beacons: true,
             mute: Vec::new(),
             word: true,
@@ -302,6 +306,7 @@ impl Cluster {
                 n.meta.write(offset, &data);
                 work.push_back((node, Event::MetaDone { op, result: Ok(()) }));
             }
+            Action::MoveMetadata { .. } => panic!("these have a metadata file"),
             Action::Grow { op, .. } => {
                 work.push_back((node, Event::GrowDone { op, result: Ok(()) }))
             }
@@ -370,6 +375,7 @@ impl Cluster {
                     "a command done twice"
                 );
             }
+            Action::HangUp => self.hung_up.push(node),
             Action::Notice(notice) => self.notices.push((node, notice)),
         }
     }
@@ -689,7 +695,13 @@ fn verify_finds_exactly_the_planted_difference_and_repairs_it() {
     c.promote(0);
     c.write(0, 0, 6, 4096);
     c.nodes[1].data.write(20 << 20, &[1; 100]);
-    let v = c.command(0, Command::Verify { repair: false });
+    let v = c.command(
+        0,
+        Command::Verify {
+            node: None,
+            repair: false,
+        },
+    );
     c.run_ms(5000);
     assert_eq!(c.commands[&v], Ok(()));
     let found = |c: &Cluster| {
@@ -699,7 +711,13 @@ fn verify_finds_exactly_the_planted_difference_and_repairs_it() {
             .count()
     };
     assert_eq!(found(&c), 1);
-    let v = c.command(0, Command::Verify { repair: true });
+    let v = c.command(
+        0,
+        Command::Verify {
+            node: None,
+            repair: true,
+        },
+    );
     c.run_ms(5000);
     assert_eq!(c.commands[&v], Ok(()));
     assert_eq!(found(&c), 2);

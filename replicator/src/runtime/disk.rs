@@ -3,10 +3,14 @@
 //! and growing with plain blocking calls. Requests of the running data plane are `disk::io`.
 
 pub mod io;
+pub mod places;
 
+use self::places::Places;
 use super::pool::{ALIGN, Pool};
 use super::ring::{Fd, sys};
 use crate::core::api::DiskError;
+use crate::store::relocation::copies;
+use crate::store::{Layout, LayoutError, Placement};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
@@ -78,7 +82,7 @@ pub enum MetaPlace {
     /// In a file of its own.
     SideFile(PathBuf),
     /// In the backing store itself, behind the data.
-    Internal,
+    Internal(Places),
 }
 
 impl MetaPlace {
@@ -119,7 +123,8 @@ pub struct Disk {
     path: PathBuf,
     data: Fd,
     meta: Fd,
-    meta_is_side_file: bool,
+    /// Where internal metadata lie; `None` where they have a file.
+    places: Option<Places>,
     is_device: bool,
     /// Memory file systems: no stable storage below, a flush is nothing.
     in_memory: bool,
@@ -173,7 +178,7 @@ impl Disk {
         };
         let data_bytes = data_bytes.next_multiple_of(BLOCK_BYTES);
         match &config.meta {
-            MetaPlace::Internal => make(&config.path, data_bytes + meta_bytes)?,
+            MetaPlace::Internal(_) => make(&config.path, data_bytes + meta_bytes)?,
             MetaPlace::SideFile(side) => {
                 make(&config.path, data_bytes)?;
                 if let Err(error) = make(side, meta_bytes) {
@@ -226,13 +231,16 @@ impl Disk {
             None => probe_engine(&data).map_err(wrap)?,
         };
         let data_fd: Fd = Arc::new(data.file.into());
-        let meta_is_side_file = meta.is_some();
+        let places = match &config.meta {
+            MetaPlace::SideFile(_) => None,
+            MetaPlace::Internal(places) => Some(places.clone()),
+        };
         let meta = meta.map_or_else(|| Arc::clone(&data_fd), |file| Arc::new(file.into()));
         Ok(Self {
             path: config.path.clone(),
             data: data_fd,
             meta,
-            meta_is_side_file,
+            places,
             is_device: data.is_device,
             in_memory: data.in_memory,
             engine,
@@ -359,22 +367,120 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes room for a volume of `new_bytes`: what lies between the old size and the new one reads
-    /// as zeroes afterwards, durably. A side file for metadata gets at least `meta_bytes`. Blocks;
-    /// runs on the worker. The volume's size is the new one afterwards.
+    /// Copies internal metadata, all but the superblock, to the end of a store that holds a volume of
+    /// `data_bytes` before it, clear of where they are: a device has to have grown already, a file is
+    /// made longer. The size that the store then has is where the superblock goes next. Durable.
+    /// Blocks; runs on the worker.
     ///
     /// # Errors
-    /// [`DiskError::NoSpace`] where a device is too small, and where metadata is internal: it would
-    /// have to be moved first.
-    pub fn grow(&self, new_bytes: u64, meta_bytes: u64) -> Result<(), DiskError> {
+    /// [`DiskError::NoSpace`] where a device is too small, or where metadata have a file of their own.
+    pub fn move_metadata(&self, from: &Layout, data_bytes: u64) -> Result<u64, DiskError> {
+        let io = |error: std::io::Error| disk_error(errno_of(&error));
+        let Some(places) = &self.places else {
+            return Err(DiskError::NoSpace);
+        };
+        let wanted = |device_bytes| match from.grown(device_bytes) {
+            Ok(new) if new.usable_data_bytes() >= data_bytes => Ok(new),
+            Ok(new) => Err(Layout::device_bytes_for(data_bytes, new.slots()).ok()),
+            Err(LayoutError::Overlap { needed_bytes, .. }) => Err(Some(needed_bytes)),
+            Err(_) => Err(None),
+        };
+        let mut device_bytes = self.store_bytes().map_err(io)?;
+        let new = loop {
+            match wanted(device_bytes) {
+                Ok(new) => break new,
+                // Each time longer than before.
+                Err(Some(needed)) if !self.is_device && needed > device_bytes => {
+                    set_len(self.data.as_fd(), needed).map_err(disk_error)?;
+                    device_bytes = needed;
+                }
+                Err(needed) => {
+                    tracing::warn!(
+                        path = %self.path.display(), device_bytes, needed_bytes = needed,
+                        "the device has no room for a volume of {data_bytes} bytes and metadata clear of the old ones"
+                    );
+                    return Err(DiskError::NoSpace);
+                }
+            }
+        };
+        places.add(device_bytes).map_err(io)?;
+        self.zero_blocking(new.area()).map_err(disk_error)?;
+        for copy in copies(from, &new) {
+            self.copy_blocking(copy.from, copy.to).map_err(io)?;
+        }
+        nix::unistd::fsync(self.data.as_fd()).map_err(disk_error)?;
+        Ok(device_bytes)
+    }
+
+    /// Copies within the store; both places are whole blocks.
+    fn copy_blocking(&self, from: ByteRange, to: u64) -> std::io::Result<()> {
+        let pool = Pool::new(usize::MAX, 0);
+        let mut done = 0;
+        while done < from.len {
+            let step = usize::try_from(from.len - done)
+                .map_or(ZERO_STEP_BYTES, |left| left.min(ZERO_STEP_BYTES));
+            let mut buffer = pool.get(step).ok_or(std::io::ErrorKind::OutOfMemory)?;
+            let space = &mut buffer.space()[..step];
+            read_exactly(self.data.as_fd(), from.offset + done, space)?;
+            // Bitmaps are mostly blank, and the new place reads as zeroes: it stays sparse.
+            if space.iter().any(|byte| *byte != 0) {
+                write_exactly(self.data.as_fd(), to + done, space, 0)?;
+            }
+            done += u64::try_from(step).unwrap_or(u64::MAX);
+        }
+        Ok(())
+    }
+
+    /// Internal metadata were found for, or now lie at the end of, a store of this size; no other
+    /// place counts any more.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn metadata_are_at(&self, device_bytes: u64) -> std::io::Result<()> {
+        match &self.places {
+            Some(places) => places.only(device_bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// The sizes at whose end internal metadata may lie, the most likely first.
+    ///
+    /// # Errors
+    /// What the system reports; `InvalidData` where the list of places is damaged.
+    pub fn possible_places(&self) -> std::io::Result<Vec<u64>> {
+        let now = self.store_bytes()?;
+        let mut sizes = match &self.places {
+            Some(places) => places.read()?,
+            None => Vec::new(),
+        };
+        sizes.retain(|size| *size <= now);
+        sizes.reverse();
+        if !sizes.contains(&now) {
+            sizes.push(now);
+        }
+        Ok(sizes)
+    }
+
+    /// Makes room for a volume of `new_bytes`: what lies between the old size and the new one reads
+    /// as zeroes afterwards, durably. A side file for metadata gets at least `meta_bytes`; internal
+    /// ones are at `layout`, behind the new volume. Blocks; runs on the worker. The volume's size is
+    /// the new one afterwards.
+    ///
+    /// # Errors
+    /// [`DiskError::NoSpace`] where a device is too small.
+    pub fn grow(&self, new_bytes: u64, meta_bytes: u64, layout: &Layout) -> Result<(), DiskError> {
         let old_bytes = self.volume_bytes();
         if new_bytes <= old_bytes {
             return Ok(());
         }
-        if !self.meta_is_side_file {
+        if new_bytes > layout.usable_data_bytes() {
             return Err(DiskError::NoSpace);
         }
         let io = |error: std::io::Error| disk_error(errno_of(&error));
+        if let Placement::Internal { device_bytes } = layout.placement() {
+            // What is zeroed below may be the metadata's old place.
+            self.metadata_are_at(device_bytes).map_err(io)?;
+        }
         let store_bytes = self.store_bytes().map_err(io)?;
         let rounded = new_bytes.next_multiple_of(BLOCK_BYTES);
         if self.is_device {
@@ -388,7 +494,8 @@ impl Disk {
         let dirty = ByteRange::between(old_bytes, store_bytes.min(new_bytes));
         self.zero_blocking(dirty).map_err(disk_error)?;
         nix::unistd::fsync(self.data.as_fd()).map_err(disk_error)?;
-        if file_bytes(self.meta.as_fd(), false).map_err(io)? < meta_bytes {
+        let short = file_bytes(self.meta.as_fd(), false).map_err(io)? < meta_bytes;
+        if self.places.is_none() && short {
             set_len(self.meta.as_fd(), meta_bytes).map_err(disk_error)?;
             nix::unistd::fsync(self.meta.as_fd()).map_err(disk_error)?;
         }
@@ -473,7 +580,7 @@ impl DiskConfig {
     fn side_file(&self) -> Option<&PathBuf> {
         match &self.meta {
             MetaPlace::SideFile(path) => Some(path),
-            MetaPlace::Internal => None,
+            MetaPlace::Internal(_) => None,
         }
     }
 }

@@ -11,4 +11,5 @@ pub mod plane;
 pub mod pool;
 pub mod ring;
 pub mod socket;
+pub mod tls;
 pub mod worker;

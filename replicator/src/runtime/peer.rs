@@ -5,6 +5,7 @@
 use super::pool::{Pool, PoolBuf};
 use super::ring::{Fd, OpKey, Ring};
 use super::socket::{Inbox, Outbox, append};
+use super::tls::{Opened, Tls};
 use crate::core::message::Message;
 use crate::wire::{
     Decoded, Decoder, FrameContext, FrameHeader, PayloadBytes, PayloadCrc, RejectReason, WireError,
@@ -86,6 +87,11 @@ pub(super) enum PeerState {
         /// The operation, to stop it.
         key: OpKey,
     },
+    /// Dialled; who is there is being made sure of.
+    Securing {
+        /// Who should be.
+        peer: NodeId,
+    },
     /// Accepted; nobody has said for which resource.
     Anonymous,
     /// Frames go to the core.
@@ -118,6 +124,20 @@ impl CrcCache {
     }
 }
 
+/// Why a connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// The peer breaks the protocol, or a frame was damaged.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// It is not who it should be, or the bytes were changed on the way.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    /// It has said that no more comes.
+    #[error("the peer has closed it")]
+    Closed,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -126,6 +146,8 @@ pub(super) struct Peer {
     pub(super) fd: Fd,
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
+    /// `None`: in the open.
+    pub(super) tls: Option<Box<Tls>>,
     pub(super) decoder: Decoder,
     pub(super) state: PeerState,
     /// The resource's place in the plane's table and its serial, once known.
@@ -133,7 +155,7 @@ pub(super) struct Peer {
     /// What frames say of the sender's record: of the last record that went out on this connection
     /// ("record travels first"), or on the replica's side of the record that the core has.
     pub(super) position: (Epoch, Generation),
-    /// This node dialled: it is the primary's side.
+    /// This node dialled as the primary, whose record travels first.
     pub(super) is_dialed: bool,
     /// The payload that the decoder waits for, while the pool is at its limit.
     payload_wanted: Option<usize>,
@@ -167,16 +189,27 @@ impl Peer {
         Self::new(serial, fd, decoder, state, Some(place), deadline)
     }
 
-    pub(super) fn accepted(serial: u64, fd: Fd, cluster: ClusterId, now: Time) -> Self {
+    pub(super) fn accepted(
+        serial: u64,
+        fd: Fd,
+        cluster: ClusterId,
+        tls: Option<Tls>,
+        now: Time,
+    ) -> Self {
+        let (decoder, state) = (Decoder::accepting(cluster), PeerState::Anonymous);
         let deadline = now.plus_ms(HELLO_TIMEOUT_MS);
-        Self::new(
-            serial,
-            fd,
-            Decoder::accepting(cluster),
-            PeerState::Anonymous,
-            None,
-            deadline,
-        )
+        let mut peer = Self::new(serial, fd, decoder, state, None, deadline);
+        if let Some(tls) = tls {
+            peer.secure(tls);
+        }
+        peer
+    }
+
+    /// From now on all that passes is sealed. Nothing has passed yet.
+    pub(super) fn secure(&mut self, tls: Tls) {
+        self.inbox = Inbox::secured();
+        self.outbox = Outbox::secured();
+        self.tls = Some(Box::new(tls));
     }
 
     fn new(
@@ -192,6 +225,7 @@ impl Peer {
             fd,
             inbox: Inbox::default(),
             outbox: Outbox::default(),
+            tls: None,
             decoder,
             state,
             resource,
@@ -208,7 +242,21 @@ impl Peer {
     ///
     /// # Errors
     /// The peer broke the protocol, or a frame was damaged.
-    pub(super) fn next(&mut self, pool: &Pool) -> Result<Incoming, WireError> {
+    pub(super) fn next(&mut self, pool: &Pool) -> Result<Incoming, Broken> {
+        loop {
+            let incoming = self.next_opened(pool)?;
+            let (Incoming::NeedMore, Some(tls)) = (&incoming, &mut self.tls) else {
+                return Ok(incoming);
+            };
+            match self.inbox.open(tls, pool)? {
+                Opened::Plaintext => {}
+                Opened::NeedMore => return Ok(Incoming::NeedMore),
+                Opened::Closed => return Err(Broken::Closed),
+            }
+        }
+    }
+
+    fn next_opened(&mut self, pool: &Pool) -> Result<Incoming, WireError> {
         loop {
             if let Some(len) = self.payload_wanted {
                 if !self.inbox.begin_payload(pool, len) {
@@ -262,22 +310,12 @@ impl Peer {
             epoch: self.position.0,
             generation: self.position.1,
         };
-        let crc = match &message {
-            Message::Write { data, .. }
-            | Message::Fetched {
-                data: Some(data), ..
-            } => Some(crcs.of(data)),
-            _ => None,
-        };
+        let crc = message.payload().map(|data| crcs.of(data));
         if let Err(error) = encode(&context, &message, crc, self.outbox.batch.headers()) {
             tracing::error!(%error, "a message can't be sent");
             return false;
         }
-        if let Message::Write { data, .. }
-        | Message::Fetched {
-            data: Some(data), ..
-        } = message
-        {
+        if let Some(data) = message.into_payload() {
             append(&mut self.outbox.batch, data);
         }
         self.outbox.unsent() <= MAX_UNSENT_BYTES
@@ -288,9 +326,24 @@ impl Peer {
         encode_reject(reason, self.outbox.batch.headers());
     }
 
+    /// Sends what was gathered, unless a send is in flight.
+    ///
+    /// # Errors
+    /// The connection is of no more use.
+    pub(super) fn flush<T>(&mut self, ring: &mut Ring<T>, token: T) -> Result<(), rustls::Error> {
+        match &mut self.tls {
+            None => self.outbox.flush(ring, &self.fd, token),
+            Some(tls) => self.outbox.flush_secured(tls, ring, &self.fd, token)?,
+        }
+        Ok(())
+    }
+
     /// Starts the next receive where one is wanted.
     pub(super) fn arm<T>(&mut self, ring: &mut Ring<T>, pool: &Pool, token: T) {
-        let wanted = matches!(self.state, PeerState::Anonymous | PeerState::Open);
+        let wanted = matches!(
+            self.state,
+            PeerState::Securing { .. } | PeerState::Anonymous | PeerState::Open
+        );
         if wanted && !self.stalled {
             self.inbox.arm(ring, pool, &self.fd, token);
         }

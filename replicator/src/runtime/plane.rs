@@ -25,6 +25,7 @@ use super::mailbox::{Mailbox, mailbox};
 use super::peer::{CrcCache, Peer, PeerAddress};
 use super::pool::{Pool, PoolBuf};
 use super::ring::{Completion, Fd, Op, Ring, Wait};
+use super::tls::PeerCredentials;
 use super::worker::{WorkDone, Worker};
 use crate::core::api::{Action, CommandId, DiskError, Event, OpId};
 use crate::core::status::Standing;
@@ -99,7 +100,6 @@ struct ResourceSlot {
     id: ResourceId,
     machine: Box<dyn Machine>,
     disks: Vec<Arc<Disk>>,
-    peers: BTreeMap<NodeId, PeerAddress>,
     meta_bytes: fn(u64) -> u64,
     /// Disk requests and background work under way.
     pending: usize,
@@ -140,6 +140,10 @@ struct Plane {
     listeners: Slab<Listener>,
     clients: Slab<Client>,
     peers: Slab<Peer>,
+    credentials: Option<Arc<dyn PeerCredentials>>,
+    addresses: BTreeMap<NodeId, Vec<PeerAddress>>,
+    /// Counts dials, so that each takes another address.
+    dials: usize,
     requests: Slab<Pending>,
     commands: BTreeMap<CommandId, (Place, Reply<Result<(), PlaneError>>)>,
     /// Used again for each event.
@@ -263,6 +267,9 @@ impl Plane {
             listeners: Slab::new(),
             clients: Slab::new(),
             peers: Slab::new(),
+            credentials: config.credentials,
+            addresses: BTreeMap::new(),
+            dials: 0,
             requests: Slab::new(),
             commands: BTreeMap::new(),
             actions: Vec::new(),
@@ -510,6 +517,7 @@ impl Plane {
         let event = match done {
             WorkDone::Hash(result) => Event::HashDone { op, result },
             WorkDone::Grow(result) => Event::GrowDone { op, result },
+            WorkDone::MetadataMoved(result) => Event::MetadataMoved { op, result },
         };
         self.feed(place, event);
     }
@@ -557,11 +565,12 @@ impl Plane {
                 Some(place) => self.remove(place, reply),
                 None => reply(Err(PlaneError::Unknown(resource))),
             },
-            Control::Peers(resource, peers) => {
+            Control::Access(resource, access) => {
                 if let Some(place) = self.place_of(resource) {
-                    self.resources[place.index].peers = peers;
+                    self.feed(place, Event::Access(access));
                 }
             }
+            Control::Peers(addresses) => self.addresses = addresses,
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {
                     self.feed(place, Event::Record(*record));
@@ -639,7 +648,6 @@ impl Plane {
             id: new.resource,
             machine: (new.machine)(self.now),
             disks: new.disks,
-            peers: new.peers,
             meta_bytes: new.meta_bytes,
             pending: 0,
             reported: None,

@@ -4,6 +4,7 @@
 
 use super::pool::{Pool, PoolBuf, PoolMut};
 use super::ring::{Fd, Op, OpKey, Ring, SendBatch};
+use super::tls::{MAX_OPENED_BYTES, Opened, Tls};
 use crate::core::api::Payload;
 use nix::errno::Errno;
 use std::os::fd::AsRawFd as _;
@@ -15,6 +16,9 @@ pub const RECEIVE_BYTES: usize = 256 << 10;
 /// What is missing of a payload is received straight into its buffer from this size on. Below, it is
 /// cheaper to receive it together with what follows and to copy it.
 const DIRECT_BYTES: usize = 16 << 10;
+
+/// Most plaintext that is sealed for one send: some tens of microseconds of work.
+const SEAL_BYTES: usize = 256 << 10;
 
 /// Room that is left behind unparsed input before it is moved to the front.
 const MIN_ROOM: usize = RECEIVE_BYTES / 4;
@@ -38,6 +42,15 @@ pub enum Received {
     End,
 }
 
+/// Received bytes that are still sealed.
+#[derive(Debug, Default)]
+struct Sealed {
+    /// Away while the ring fills it, and not there before the first receive.
+    buffer: Option<PoolMut>,
+    start: usize,
+    end: usize,
+}
+
 /// The receiving half.
 #[derive(Debug, Default)]
 pub struct Inbox {
@@ -48,10 +61,64 @@ pub struct Inbox {
     payload: Option<Incoming>,
     key: Option<OpKey>,
     direct: bool,
+    /// On a secured connection: what comes from the socket goes here, and [`Inbox::open`] takes it on.
+    sealed: Option<Sealed>,
     total: u64,
 }
 
 impl Inbox {
+    /// For a secured connection.
+    #[must_use]
+    pub fn secured() -> Self {
+        Self {
+            sealed: Some(Sealed::default()),
+            ..Self::default()
+        }
+    }
+
+    /// Opens the next record of what was received on a secured connection.
+    ///
+    /// # Errors
+    /// The connection is of no more use; what tells the other side so waits in `tls`.
+    pub fn open(&mut self, tls: &mut Tls, pool: &Pool) -> Result<Opened, rustls::Error> {
+        let Some(sealed) = &mut self.sealed else {
+            return Ok(Opened::NeedMore);
+        };
+        let Some(received) = &sealed.buffer else {
+            return Ok(Opened::NeedMore);
+        };
+        if sealed.start == sealed.end {
+            return Ok(Opened::NeedMore);
+        }
+        let Some(mut buffer) = self.buffer.take().or_else(|| pool.get(RECEIVE_BYTES)) else {
+            return Ok(Opened::NeedMore);
+        };
+        make_room(&mut buffer, &mut self.start, &mut self.end);
+        debug_assert!(RECEIVE_BYTES - self.end >= MAX_OPENED_BYTES);
+        let (payload, end) = (&mut self.payload, &mut self.end);
+        let is_next = self.start == *end;
+        let bytes = &received.bytes()[sealed.start..sealed.end];
+        let result = tls.open(bytes, |plaintext| {
+            let mut rest = plaintext;
+            // What belongs to a payload goes where it is wanted at once.
+            if is_next
+                && let Some(incoming) = payload.as_mut()
+                && let Some(into) = &mut incoming.buffer
+            {
+                let count = rest.len().min(incoming.len - incoming.got);
+                into.space()[incoming.got..incoming.got + count].copy_from_slice(&rest[..count]);
+                incoming.got += count;
+                rest = &rest[count..];
+            }
+            buffer.space()[*end..*end + rest.len()].copy_from_slice(rest);
+            *end += rest.len();
+        });
+        self.buffer = Some(buffer);
+        let (used, opened) = result?;
+        sealed.start += used;
+        Ok(opened)
+    }
+
     /// Is a receive in flight?
     #[must_use]
     pub const fn is_armed(&self) -> bool {
@@ -122,6 +189,23 @@ impl Inbox {
         if self.is_armed() {
             return;
         }
+        if let Some(sealed) = &mut self.sealed {
+            let Some(mut buffer) = sealed.buffer.take().or_else(|| pool.get(RECEIVE_BYTES)) else {
+                return;
+            };
+            make_room(&mut buffer, &mut sealed.start, &mut sealed.end);
+            let (from, len) = (sealed.end, RECEIVE_BYTES - sealed.end);
+            debug_assert!(len > 0, "a record that does not fit the receive buffer");
+            let fd = fd.clone();
+            let op = Op::Recv {
+                fd,
+                buffer,
+                from,
+                len,
+            };
+            self.key = Some(ring.start(token, op));
+            return;
+        }
         if let Some(incoming) = &mut self.payload
             && self.start == self.end
             && incoming.len - incoming.got >= DIRECT_BYTES
@@ -143,12 +227,7 @@ impl Inbox {
         let Some(mut buffer) = self.buffer.take().or_else(|| pool.get(RECEIVE_BYTES)) else {
             return;
         };
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if RECEIVE_BYTES - self.end < MIN_ROOM {
-            buffer.space().copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
+        make_room(&mut buffer, &mut self.start, &mut self.end);
         let (from, len) = (self.end, RECEIVE_BYTES - self.end);
         debug_assert!(len > 0, "a message that does not fit the receive buffer");
         self.direct = false;
@@ -177,8 +256,12 @@ impl Inbox {
             other => Some(other),
         };
         let moved = count.and_then(Result::ok).unwrap_or(0);
-        match &mut self.payload {
-            Some(incoming) if self.direct => {
+        match (&mut self.sealed, &mut self.payload) {
+            (Some(sealed), _) => {
+                sealed.buffer = Some(buffer);
+                sealed.end += moved;
+            }
+            (None, Some(incoming)) if self.direct => {
                 incoming.buffer = Some(buffer);
                 incoming.got += moved;
             }
@@ -197,6 +280,16 @@ impl Inbox {
     }
 }
 
+/// Moves what is left in a receive buffer to its front where it stands near the end.
+fn make_room(buffer: &mut PoolMut, start: &mut usize, end: &mut usize) {
+    if start == end {
+        (*start, *end) = (0, 0);
+    } else if RECEIVE_BYTES - *end < MIN_ROOM {
+        buffer.space().copy_within(*start..*end, 0);
+        (*start, *end) = (0, *end - *start);
+    }
+}
+
 /// The sending half.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -204,11 +297,23 @@ pub struct Outbox {
     pub batch: Box<SendBatch>,
     spare: Option<Box<SendBatch>>,
     sending: Option<usize>,
+    /// On a secured connection: what is being sealed, a part at a time.
+    sealing: Box<SendBatch>,
+    secured: bool,
     sent_bytes: u64,
     broken: bool,
 }
 
 impl Outbox {
+    /// For a secured connection.
+    #[must_use]
+    pub fn secured() -> Self {
+        Self {
+            secured: true,
+            ..Self::default()
+        }
+    }
+
     /// Is a send in flight?
     #[must_use]
     pub const fn is_sending(&self) -> bool {
@@ -218,7 +323,7 @@ impl Outbox {
     /// Bytes gathered and in flight.
     #[must_use]
     pub fn unsent(&self) -> usize {
-        self.batch.len() + self.sending.unwrap_or(0)
+        self.batch.len() + self.sealing.left() + self.sending.unwrap_or(0)
     }
 
     /// Bytes that the socket has taken since the connection was made.
@@ -230,7 +335,8 @@ impl Outbox {
     /// Is all sent, or can nothing be sent any more?
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.sending.is_none() && (self.broken || self.batch.is_empty())
+        let nothing = self.batch.is_empty() && self.sealing.left() == 0;
+        self.sending.is_none() && (self.broken || nothing)
     }
 
     /// Sends what was gathered, unless a send is in flight: then its completion does.
@@ -249,7 +355,52 @@ impl Outbox {
         );
     }
 
-    /// Takes in a completed send and goes on with what is left, or with what was gathered since.
+    /// The same on a secured connection. At most [`SEAL_BYTES`] are sealed at a time, so that a large
+    /// backlog does not keep everything else waiting.
+    ///
+    /// # Errors
+    /// The connection is of no more use.
+    pub fn flush_secured<T>(
+        &mut self,
+        tls: &mut Tls,
+        ring: &mut Ring<T>,
+        fd: &Fd,
+        token: T,
+    ) -> Result<(), rustls::Error> {
+        if self.sending.is_some() || self.broken {
+            return Ok(());
+        }
+        let mut out = self.spare.take().unwrap_or_default();
+        let mut left = SEAL_BYTES;
+        while left > 0 {
+            if self.sealing.left() == 0 {
+                self.sealing.clear();
+                std::mem::swap(&mut self.batch, &mut self.sealing);
+            }
+            let before = self.sealing.left();
+            tls.seal(&mut self.sealing, left, out.headers())?;
+            let sealed = before - self.sealing.left();
+            if sealed == 0 {
+                break;
+            }
+            left = left.saturating_sub(sealed);
+        }
+        if self.sealing.left() == 0 {
+            // Lets go of payloads.
+            self.sealing.clear();
+        }
+        if out.is_empty() {
+            self.spare = Some(out);
+            return Ok(());
+        }
+        self.sending = Some(out.left());
+        let fd = fd.clone();
+        ring.start(token, Op::Send { fd, batch: out });
+        Ok(())
+    }
+
+    /// Takes in a completed send and goes on with what is left, or with what was gathered since (on a
+    /// secured connection that is for the next flush).
     ///
     /// # Errors
     /// The connection is broken; nothing is sent any more.
@@ -291,7 +442,9 @@ impl Outbox {
         } else {
             batch.clear();
             self.spare = Some(batch);
-            self.flush(ring, fd, token);
+            if !self.secured {
+                self.flush(ring, fd, token);
+            }
         }
         Ok(())
     }
@@ -300,6 +453,7 @@ impl Outbox {
     pub fn fail(&mut self) {
         self.broken = true;
         self.batch.clear();
+        self.sealing.clear();
     }
 }
 

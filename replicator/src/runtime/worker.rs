@@ -6,6 +6,7 @@ use super::disk::{Disk, Engine, disk_error};
 use super::pool::{Pool, PoolBuf, PoolMut};
 use super::ring::sys;
 use crate::core::api::{BlockHash, DiskError};
+use crate::store::Layout;
 use nix::errno::Errno;
 use std::fs::File;
 use std::io;
@@ -37,6 +38,17 @@ pub enum Work {
         volume_bytes: u64,
         /// Bytes that a side file for the metadata of that volume has.
         meta_bytes: u64,
+        /// Where the metadata are.
+        layout: Layout,
+    },
+    /// Copy internal metadata to the store's new end (see [`Disk::move_metadata`]).
+    MoveMetadata {
+        /// The store.
+        disk: Arc<Disk>,
+        /// Where they are.
+        from: Layout,
+        /// The size in bytes that the volume shall have.
+        size_bytes: u64,
     },
 }
 
@@ -47,6 +59,8 @@ pub enum WorkDone {
     Hash(Result<(Vec<BlockHash>, PoolBuf), DiskError>),
     /// The store has grown.
     Grow(Result<(), DiskError>),
+    /// The metadata were copied to the end of a device of this many bytes.
+    MetadataMoved(Result<u64, DiskError>),
 }
 
 /// A worker thread. Dropping it lets reads under way end and waits for them; a store that is growing
@@ -177,12 +191,25 @@ fn do_blocking<K: Send + 'static, F: Fn(K, WorkDone) + Send + Sync + 'static>(
             disk,
             volume_bytes,
             meta_bytes,
+            layout,
         } => {
             let deliver = deliver.clone();
             std::thread::spawn(move || {
-                let result = disk.grow(volume_bytes, meta_bytes);
+                let result = disk.grow(volume_bytes, meta_bytes, &layout);
                 drop(disk);
                 deliver(key, WorkDone::Grow(result));
+            });
+        }
+        Work::MoveMetadata {
+            disk,
+            from,
+            size_bytes,
+        } => {
+            let deliver = deliver.clone();
+            std::thread::spawn(move || {
+                let result = disk.move_metadata(&from, size_bytes);
+                drop(disk);
+                deliver(key, WorkDone::MetadataMoved(result));
             });
         }
     }

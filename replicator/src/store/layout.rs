@@ -13,7 +13,8 @@
 //! |         2 MiB | bitmap pages: groups of 64 pages, a group for each of the 31 slots in turn |
 //!
 //! **Internal** metadata is the end of the backing device; everything before it is data. It is
-//! found from the device's size alone:
+//! found from the size that the device had when it was placed there (`relocation.rs`: a device may
+//! have grown since, and then the metadata moves when the volume needs the room):
 //!
 //! | offset from the end | region                                                                |
 //! |--------------------:|-----------------------------------------------------------------------|
@@ -226,9 +227,7 @@ impl Layout {
     }
 
     /// The layout after the device has grown to `new_device_bytes`: the metadata at its new end,
-    /// clear of the old one. The caller writes the new metadata completely and durably, the
-    /// superblock last; until then the old one holds, after that the old one's place is data (and
-    /// reads as zeroes once the caller has zeroed it).
+    /// clear of the old one. How it gets there: `relocation.rs`.
     ///
     /// # Errors
     /// As [`Self::internal`]; [`LayoutError::Overlap`] where the device grew by less than its
@@ -282,6 +281,23 @@ impl Layout {
             }
             Placement::Internal { .. } => HEAD_BYTES + bitmap_bytes(self.pages, self.slots),
         }
+    }
+
+    /// All of the metadata of an internal layout, bitmaps first. Empty for an external one.
+    #[must_use]
+    pub fn area(&self) -> ByteRange {
+        match self.placement {
+            Placement::External => ByteRange::between(0, 0),
+            Placement::Internal { .. } => {
+                ByteRange::between(self.usable_bytes, self.tail() + HEAD_BYTES)
+            }
+        }
+    }
+
+    /// Where both copies of the activity log's ring lie, as a whole.
+    pub(super) fn rings(&self) -> [ByteRange; 2] {
+        self.ring_offsets(0)
+            .map(|offset| ByteRange::between(offset, offset + u64::from(MAX_RING_BLOCKS) * BLOCK))
     }
 
     /// Start of the fixed part of internal metadata: 2 MiB before the end.

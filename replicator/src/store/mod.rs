@@ -12,6 +12,7 @@ pub mod bitmap;
 pub mod block;
 pub mod dump;
 pub mod layout;
+pub mod relocation;
 pub mod superblock;
 
 pub use activity_log::{

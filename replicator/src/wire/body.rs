@@ -3,8 +3,8 @@
 //!
 //! | frame                        | body (bytes)                                                                         |
 //! |------------------------------|--------------------------------------------------------------------------------------|
-//! | `Write` (payload)            | seq 8, offset 8, session 8, number 8, volume 2, kind 1, flags 1, reserved 4          |
-//! | `Zero`                       | seq 8, offset 8, len 8, session 8, number 8, volume 2, kind 1, flags 1, reserved 4   |
+//! | `Write` (payload)            | seq 8, offset 8, session 8, number 8, volume 2, kind 1, flags 1, behind 4            |
+//! | `Zero`                       | seq 8, offset 8, len 8, session 8, number 8, volume 2, kind 1, flags 1, behind 4     |
 //! | `Touch`                      | seq 8, then ranges                                                                   |
 //! | `Acks`                       | seqs of 8                                                                            |
 //! | `Flush`, `FlushAck`          | seq 8                                                                                |
@@ -22,12 +22,13 @@
 //! A range is offset 8, len 8, volume 2, reserved 6. Write kinds: 0 client, 1 reconcile, 2 copy.
 //! `of`: 0 window, 1 bits, 2 bits for the node. Flags: `Write`, `Zero` bit 0 FUA; `Zero` bit 1 hole;
 //! `Release` bit 0 old; `HashReply` bit 0 the blocks were read; `Ranges` bit 0 the disk is known;
-//! `Grown` bit 0 it worked.
+//! `Grown` bit 0 it worked. `behind` and the frames that are missing here: see `forward`.
 
 use super::error::WireError;
+use super::forward;
 use super::kind::Kind;
 use super::{MAX_HASHES, MAX_PAYLOAD_BYTES};
-use crate::core::api::BlockHash;
+use crate::core::api::{BlockHash, ClientRequest};
 use crate::core::message::{ClientMark, Message, RangesOf, Seq, VolumeRange, WriteKind};
 use vocabulary::{BLOCK_BYTES, ByteRange, DiskId, NodeId, NodeSet, VolumeId};
 use zerocopy::little_endian::{U16, U32, U64, U128};
@@ -57,7 +58,7 @@ bodies! {
         volume: U16,
         kind: u8,
         flags: u8,
-        reserved: [u8; 4],
+        behind: U32,
     }
     /// `Zero`.
     ZeroBody: 48 {
@@ -69,7 +70,7 @@ bodies! {
         volume: U16,
         kind: u8,
         flags: u8,
-        reserved: [u8; 4],
+        behind: U32,
     }
     /// A single number: a place, a token or the name of an answer.
     NumberBody: 8 {
@@ -162,6 +163,17 @@ pub(super) enum WithoutPayload {
     Fetched {
         id: u64,
     },
+    Forward {
+        number: u64,
+        released: u64,
+        again: bool,
+        volume: VolumeId,
+        range: ByteRange,
+        fua: bool,
+    },
+    Answer {
+        number: u64,
+    },
 }
 
 impl WithoutPayload {
@@ -186,6 +198,24 @@ impl WithoutPayload {
             Self::Fetched { id } => Message::Fetched {
                 id,
                 data: Some(data),
+            },
+            Self::Forward {
+                number,
+                released,
+                again,
+                volume,
+                range,
+                fua,
+            } => Message::Forward {
+                number,
+                released,
+                again,
+                volume,
+                request: ClientRequest::Write { range, data, fua },
+            },
+            Self::Answer { number } => Message::Answer {
+                number,
+                result: Ok(Some(data)),
             },
         }
     }
@@ -262,11 +292,11 @@ pub(super) fn check_answer(kind: Kind, range: ByteRange) -> Result<(), WireError
 
 /// Reads bodies of one type of frame; the body's length is already known to be possible for it.
 #[derive(Clone, Copy)]
-struct Reader(Kind);
+pub(super) struct Reader(pub(super) Kind);
 
 impl Reader {
     /// The body as this structure.
-    fn whole<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    pub(super) fn whole<T: FromBytes + KnownLayout + Immutable + Unaligned>(
         self,
         body: &[u8],
     ) -> Result<&T, WireError> {
@@ -274,7 +304,7 @@ impl Reader {
     }
 
     /// The body as this structure and entries behind it.
-    fn with_entries<T, E>(self, body: &[u8]) -> Result<(&T, &[E]), WireError>
+    pub(super) fn with_entries<T, E>(self, body: &[u8]) -> Result<(&T, &[E]), WireError>
     where
         T: FromBytes + KnownLayout + Immutable + Unaligned,
         E: FromBytes + Immutable + Unaligned,
@@ -285,7 +315,7 @@ impl Reader {
         Ok((head, entries))
     }
 
-    fn zero(self, reserved: &[u8]) -> Result<(), WireError> {
+    pub(super) fn zero(self, reserved: &[u8]) -> Result<(), WireError> {
         if reserved.iter().all(|byte| *byte == 0) {
             Ok(())
         } else {
@@ -293,7 +323,7 @@ impl Reader {
         }
     }
 
-    fn value(self, field: &'static str, value: u8) -> WireError {
+    pub(super) fn value(self, field: &'static str, value: u8) -> WireError {
         WireError::Value {
             kind: self.0,
             field,
@@ -301,7 +331,7 @@ impl Reader {
         }
     }
 
-    fn flags(self, flags: u8, known: u8) -> Result<(), WireError> {
+    pub(super) fn flags(self, flags: u8, known: u8) -> Result<(), WireError> {
         if flags & !known == 0 {
             Ok(())
         } else {
@@ -357,6 +387,15 @@ impl Reader {
         Ok((raw.id.get(), VolumeRange { volume, range }))
     }
 
+    fn mark(self, session: U64, number: U64, behind: U32) -> Result<ClientMark, WireError> {
+        let number = number.get();
+        Ok(ClientMark {
+            session: session.get(),
+            number,
+            released: forward::released(self.0, number, behind)?,
+        })
+    }
+
     fn number(self, body: &[u8]) -> Result<u64, WireError> {
         Ok(self.whole::<NumberBody>(body)?.number.get())
     }
@@ -374,8 +413,13 @@ pub(super) fn read_with_payload(
             id: read.number(body)?,
         });
     }
+    if kind == Kind::Forward {
+        return forward::read_write(body, payload_len);
+    }
+    if kind == Kind::Answer {
+        return forward::read_data(body);
+    }
     let raw: &WriteBody = read.whole(body)?;
-    read.zero(&raw.reserved)?;
     read.flags(raw.flags, FLAG_FUA)?;
     let range = check_range(kind, raw.offset.get(), payload_len.into())?;
     Ok(WithoutPayload::Write {
@@ -384,10 +428,7 @@ pub(super) fn read_with_payload(
         offset: range.offset,
         fua: raw.flags & FLAG_FUA != 0,
         kind: read.write_kind(raw.kind)?,
-        mark: ClientMark {
-            session: raw.session.get(),
-            number: raw.number.get(),
-        },
+        mark: read.mark(raw.session, raw.number, raw.behind)?,
     })
 }
 
@@ -398,6 +439,12 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
         Kind::Hello | Kind::Welcome | Kind::Refuse | Kind::Reject | Kind::Record | Kind::Write => {
             return Ok(None);
         }
+        Kind::Numbers
+        | Kind::Settled
+        | Kind::Attach
+        | Kind::Attached
+        | Kind::Forward
+        | Kind::Answer => return forward::read(kind, body),
         Kind::Ranges => {
             let (head, ranges) = read.with_entries::<RangesHead, RawRange>(body)?;
             Message::Ranges {
@@ -408,7 +455,6 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
         Kind::WelcomeEnd => Message::WelcomeEnd,
         Kind::Zero => {
             let raw: &ZeroBody = read.whole(body)?;
-            read.zero(&raw.reserved)?;
             read.flags(raw.flags, FLAG_FUA | FLAG_HOLE)?;
             Message::Zero {
                 seq: Seq(raw.seq.get()),
@@ -419,10 +465,7 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
                 hole: raw.flags & FLAG_HOLE != 0,
                 fua: raw.flags & FLAG_FUA != 0,
                 kind: read.write_kind(raw.kind)?,
-                mark: ClientMark {
-                    session: raw.session.get(),
-                    number: raw.number.get(),
-                },
+                mark: read.mark(raw.session, raw.number, raw.behind)?,
             }
         }
         Kind::Touch => {

@@ -174,20 +174,21 @@ impl Decoder {
         }
     }
 
-    /// For a connection that this node dialled for a resource of which it is the primary.
+    /// For a connection that this node dialled for a resource: as its primary, or to forward to the
+    /// primary.
     #[must_use]
     pub const fn dialing(cluster: ClusterId, resource: ResourceId) -> Self {
         Self::new(End::Dialing, cluster, Some(resource))
     }
 
-    /// For a connection that this node accepted. Its first frame is a `Hello`, whose header names
-    /// the resource; all others must name the same.
+    /// For a connection that this node accepted. Its first frame is a `Hello` or an `Attach`, whose
+    /// header names the resource; all others must name the same.
     #[must_use]
     pub const fn accepting(cluster: ClusterId) -> Self {
         Self::new(End::Accepting, cluster, None)
     }
 
-    /// What the two ends speak; `None` until the peer's `Hello` or `Welcome` has come.
+    /// What the two ends speak; `None` until the peer's first frame with an offer has come.
     #[must_use]
     pub const fn negotiated(&self) -> Option<Negotiated> {
         self.negotiated
@@ -316,16 +317,17 @@ impl Decoder {
                 ours,
             });
         }
-        let from = match self.end {
-            End::Dialing => Sender::Replica,
-            End::Accepting => Sender::Primary,
+        let direction = match kind.sender() {
+            Sender::Either => true,
+            Sender::Primary | Sender::Follower => self.end == End::Accepting,
+            Sender::Replica | Sender::Attached => self.end == End::Dialing,
         };
-        if kind.sender() != Sender::Either && kind.sender() != from {
+        if !direction {
             return Err(WireError::WrongDirection { kind });
         }
         let in_place = match (self.end, self.negotiated) {
             (End::Dialing, None) => kind.before_welcome(),
-            (End::Accepting, None) => kind == Kind::Hello,
+            (End::Accepting, None) => matches!(kind, Kind::Hello | Kind::Attach),
             (_, Some(_)) => !kind.has_offer(),
         };
         if in_place {

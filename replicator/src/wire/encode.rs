@@ -8,13 +8,14 @@ use super::body::{
 };
 use super::control;
 use super::error::{EncodeError, RejectReason};
+use super::forward;
 use super::handshake::{LOCAL_OFFER, RawOffer, RejectBody};
 use super::header::{FLAG_PAYLOAD, HEADER_BYTES, RawHeader};
 use super::kind::Kind;
 use super::{
     FrameContext, MAX_ACKS, MAX_HASHES, MAX_PAYLOAD_BYTES, PayloadBytes, PayloadCrc, VERSION,
 };
-use crate::core::message::{MAX_RANGES, Message, VolumeRange};
+use crate::core::message::{MAX_NUMBERS, MAX_RANGES, Message, VolumeRange};
 use vocabulary::{ClusterId, Epoch, Generation, ResourceId};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U64, U128};
@@ -93,6 +94,12 @@ pub(super) const fn kind_of<P>(message: &Message<P>) -> Kind {
         Message::DiskFailed => Kind::DiskFailed,
         Message::Ping { .. } => Kind::Ping,
         Message::Pong { .. } => Kind::Pong,
+        Message::Numbers { .. } => Kind::Numbers,
+        Message::Settled => Kind::Settled,
+        Message::Attach { .. } => Kind::Attach,
+        Message::Attached { .. } => Kind::Attached,
+        Message::Forward { .. } => Kind::Forward,
+        Message::Answer { .. } => Kind::Answer,
     }
 }
 
@@ -109,13 +116,7 @@ fn append<P: PayloadBytes>(
     start: usize,
 ) -> Result<(), EncodeError> {
     let kind = kind_of(message);
-    let payload = match message {
-        Message::Write { data, .. }
-        | Message::Fetched {
-            data: Some(data), ..
-        } => Some(data),
-        _ => None,
-    };
+    let payload = message.payload();
     let mut header = RawHeader {
         version: VERSION.into(),
         kind: kind.code().into(),
@@ -229,7 +230,7 @@ fn write_body<P>(
                 volume: volume.0.into(),
                 kind: write_kind_code(*write_kind),
                 flags: flag(*fua, FLAG_FUA),
-                reserved: [0; 4],
+                behind: forward::behind(kind, mark.number, mark.released)?,
             };
             put(out, &body);
         }
@@ -251,7 +252,7 @@ fn write_body<P>(
                 volume: at.volume.0.into(),
                 kind: write_kind_code(*write_kind),
                 flags: flag(*fua, FLAG_FUA) | flag(*hole, FLAG_HOLE),
-                reserved: [0; 4],
+                behind: forward::behind(kind, mark.number, mark.released)?,
             };
             put(out, &body);
         }
@@ -317,6 +318,15 @@ fn write_body<P>(
         Message::Flush { seq } | Message::FlushAck { seq } => put(out, &number(seq.0)),
         Message::HandOverEnd { id } | Message::HandOverDone { id } => put(out, &number(*id)),
         Message::Ping { token } | Message::Pong { token } => put(out, &number(*token)),
+        Message::Numbers { entries, .. } => {
+            check_count(kind, entries.len(), MAX_NUMBERS)?;
+            forward::write(kind, message, payload_len, out)?;
+        }
+        Message::Settled
+        | Message::Attach { .. }
+        | Message::Attached { .. }
+        | Message::Forward { .. }
+        | Message::Answer { .. } => forward::write(kind, message, payload_len, out)?,
     }
     Ok(())
 }

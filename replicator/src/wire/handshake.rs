@@ -1,4 +1,4 @@
-//! Agreement on version and features. `Hello` and `Welcome` each begin with an *offer*, whose layout
+//! Agreement on version and features. `Hello` and `Welcome`, `Attach` and `Attached` each begin with an *offer*, whose layout
 //! is the same in all versions; each end computes the same [`Negotiated`] from its own and the
 //! other's. A node that can't agree, or can't read what came, may say so in a `Reject` before it
 //! closes.
@@ -21,13 +21,17 @@ use std::fmt;
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// A set of optional abilities of the protocol, one bit each. None is defined yet.
+/// A set of optional abilities of the protocol, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Features(pub u64);
 
 impl Features {
     /// None.
     pub const NONE: Self = Self(0);
+
+    /// Clients' writes have numbers that replicas keep (RULES 12): a replica that does not could be
+    /// promoted and execute a write twice, so it is required.
+    pub const NUMBERS: Self = Self(1);
 
     /// Those that are in both.
     #[must_use]
@@ -71,8 +75,8 @@ pub struct Offer {
 pub const LOCAL_OFFER: Offer = Offer {
     min_version: VERSION,
     max_version: VERSION,
-    features: Features::NONE,
-    required: Features::NONE,
+    features: Features::NUMBERS,
+    required: Features::NUMBERS,
 };
 
 /// What the two ends of a connection speak.

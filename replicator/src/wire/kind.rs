@@ -4,9 +4,10 @@ use super::body::{
     FetchedBody, GrowBody, GrownBody, HASH_BYTES, HashReplyHead, NumberBody, RANGE_BYTES,
     RANGES_HEAD_BYTES, RangeRequestBody, ReleaseBody, WriteBody, ZeroBody,
 };
+use super::forward::{AnswerBody, AttachBody, ForwardBody, NUMBER_BYTES};
 use super::handshake::{OFFER_BYTES, RejectBody};
 use super::{MAX_ACKS, MAX_HASHES, MAX_VOLUMES};
-use crate::core::message::MAX_RANGES;
+use crate::core::message::{MAX_NUMBERS, MAX_RANGES};
 use std::fmt;
 
 /// Which end of a connection may send a frame.
@@ -16,6 +17,10 @@ pub(super) enum Sender {
     Primary,
     /// The replica, which accepted.
     Replica,
+    /// The node that forwards, which dialled.
+    Follower,
+    /// The primary that it forwards to, which accepted.
+    Attached,
     /// Either.
     Either,
 }
@@ -120,10 +125,22 @@ kinds! {
     Grown = 51, Replica;
     /// The disk has failed.
     DiskFailed = 52, Replica;
+    /// Request numbers that the primary holds.
+    Numbers = 53, Primary;
+    /// They are the replica's too.
+    Settled = 54, Primary;
     /// Still there?
     Ping = 64, Either;
     /// Yes.
     Pong = 65, Either;
+    /// A node wants to forward to the primary; first on a connection.
+    Attach = 80, Follower;
+    /// Accepts that.
+    Attached = 81, Attached;
+    /// A client's request.
+    Forward = 82, Follower;
+    /// Its answer.
+    Answer = 83, Attached;
 }
 
 /// Longest record in postcard: numbers of 63 bits take 9 bytes, of 64 bits 10, of 128 bits 19;
@@ -150,7 +167,7 @@ impl Kind {
                 size_of::<NumberBody>(),
                 size_of::<NumberBody>() + MAX_RANGES * RANGE_BYTES,
             ),
-            Self::WelcomeEnd | Self::DiskFailed => exactly(0),
+            Self::WelcomeEnd | Self::DiskFailed | Self::Settled => exactly(0),
             Self::Write => exactly(size_of::<WriteBody>()),
             Self::Zero => exactly(size_of::<ZeroBody>()),
             Self::Acks => (0, MAX_ACKS * size_of::<NumberBody>()),
@@ -169,27 +186,43 @@ impl Kind {
             Self::Fetched => exactly(size_of::<FetchedBody>()),
             Self::Grow => exactly(size_of::<GrowBody>()),
             Self::Grown => exactly(size_of::<GrownBody>()),
+            Self::Numbers => (
+                size_of::<NumberBody>(),
+                size_of::<NumberBody>() + MAX_NUMBERS * NUMBER_BYTES,
+            ),
+            Self::Attach => exactly(OFFER_BYTES + size_of::<AttachBody>()),
+            Self::Attached => exactly(OFFER_BYTES + size_of::<NumberBody>()),
+            Self::Forward => exactly(size_of::<ForwardBody>()),
+            Self::Answer => exactly(size_of::<AnswerBody>()),
         }
     }
 
     pub(super) const fn payload(self) -> PayloadRule {
         match self {
             Self::Write => PayloadRule::Always,
-            Self::Fetched => PayloadRule::Maybe,
+            Self::Fetched | Self::Forward | Self::Answer => PayloadRule::Maybe,
             _ => PayloadRule::Never,
         }
     }
 
     /// Does its body begin with an offer, which is read whatever version the rest is in?
     pub(super) const fn has_offer(self) -> bool {
-        matches!(self, Self::Hello | Self::Welcome)
+        matches!(
+            self,
+            Self::Hello | Self::Welcome | Self::Attach | Self::Attached
+        )
     }
 
-    /// May a replica send it before its welcome?
+    /// May it come to the node that dialled before the connection is accepted?
     pub(super) const fn before_welcome(self) -> bool {
         matches!(
             self,
-            Self::Welcome | Self::Refuse | Self::DiskFailed | Self::Ping | Self::Pong
+            Self::Welcome
+                | Self::Attached
+                | Self::Refuse
+                | Self::DiskFailed
+                | Self::Ping
+                | Self::Pong
         )
     }
 }

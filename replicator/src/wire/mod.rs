@@ -2,8 +2,8 @@
 //! into a frame, [`Decoder`] turns received bytes into messages. Pure: no sockets, no clock, no
 //! rules of replication; what a message means is the core's business.
 //!
-//! A frame is a fixed [header], a body and, for `Write` and `Fetched`, the payload's bytes as
-//! they are. [`encode`] writes header and body only; the driver sends the payload straight from its
+//! A frame is a fixed [header], a body and, for messages that have bytes of a volume, the payload as
+//! it is. [`encode`] writes header and body only; the driver sends the payload straight from its
 //! buffer behind them, and receives it straight into one (see [`Decoded::Payload`]).
 //!
 //! Nothing that a peer says about a length is believed before the header's own checksum was right
@@ -16,6 +16,7 @@ mod control;
 mod decode;
 mod encode;
 mod error;
+mod forward;
 mod handshake;
 pub mod header;
 mod kind;
@@ -23,7 +24,7 @@ mod kind;
 mod tests;
 
 use crate::core::api::Payload;
-use crate::core::message::MAX_RANGES;
+use crate::core::message::{MAX_NUMBERS, MAX_RANGES};
 use vocabulary::{ClusterId, Epoch, Generation, ResourceId};
 
 pub use decode::{Decoded, Decoder, FrameHeader};
@@ -57,6 +58,7 @@ pub const MAX_HASHES: usize = 4096;
 pub const MAX_VOLUMES: usize = 4096;
 
 const _: () = assert!(body::RANGES_HEAD_BYTES + MAX_RANGES * body::RANGE_BYTES <= MAX_BODY_BYTES);
+const _: () = assert!(8 + MAX_NUMBERS * forward::NUMBER_BYTES <= MAX_BODY_BYTES);
 const _: () = assert!(MAX_PAYLOAD_BYTES as usize >= MAX_HASHES * 4096);
 
 /// A payload whose bytes can be seen: what the checksum needs.

@@ -9,7 +9,7 @@ use super::header::HEADER_BYTES;
 use super::{Decoded, Decoder, FrameContext, FrameHeader, Kind, PayloadBytes, WireError, encode};
 use crate::core::api::Payload;
 use crate::core::message::Message;
-use samples::{hello, welcome};
+use samples::{attach, attached, hello, welcome};
 use vocabulary::{ClusterId, Epoch, Generation, ResourceId};
 
 /// Bytes of a test.
@@ -47,13 +47,7 @@ fn head(message: &Message<Data>) -> Vec<u8> {
 }
 
 fn payload(message: &Message<Data>) -> &[u8] {
-    match message {
-        Message::Write { data, .. }
-        | Message::Fetched {
-            data: Some(data), ..
-        } => data.bytes(),
-        _ => &[],
-    }
+    message.payload().map_or(&[], |data| data.bytes())
 }
 
 /// All bytes of a message as they go over the connection.
@@ -68,8 +62,10 @@ fn decoder_for(kind: Kind) -> Decoder {
     let accepting = || Decoder::accepting(CONTEXT.cluster);
     let dialing = || Decoder::dialing(CONTEXT.cluster, CONTEXT.resource);
     let (mut decoder, first) = match kind {
-        Kind::Hello => return accepting(),
-        Kind::Welcome | Kind::Refuse | Kind::Reject => return dialing(),
+        Kind::Hello | Kind::Attach => return accepting(),
+        Kind::Welcome | Kind::Attached | Kind::Refuse | Kind::Reject => return dialing(),
+        Kind::Forward => (accepting(), attach()),
+        Kind::Answer => (dialing(), attached()),
         Kind::WelcomeEnd
         | Kind::Acks
         | Kind::FlushAck

@@ -41,28 +41,30 @@ class Writer(threading.Thread):
     """Writes stamped blocks one after the other and reads one back now and then. Opens the export
     anew where the server closes it; whatever was not answered then may or may not have happened."""
 
-    def __init__(self, socket_of):
+    def __init__(self, sockets):
         super().__init__(daemon=True)
-        self.socket_of = socket_of  # the export to use now
+        self.sockets = sockets  # exports to use now, the first that opens
         self.sent = [0] * BLOCKS
         self.acknowledged = [0] * BLOCKS
         self.seen = [0] * BLOCKS
         self.answered_at = time.monotonic()
         self.longest_s = 0.0
         self.errors = 0
+        self.path: Path | None = None
+        self.other: Path | None = None  # not the one that was wanted
         self.fault: str | None = None
         self.stopping = threading.Event()
 
     def run(self) -> None:
         step = 0
         while not self.stopping.is_set() and self.fault is None:
-            try:
-                client = Client(self.socket_of(), "r0")
-            except (OSError, NbdError):
+            client = self._open()
+            if client is None:
                 time.sleep(0.005)
                 continue
             try:
-                while not self.stopping.is_set():
+                # Where it is to use another export now it goes there by itself.
+                while not self.stopping.is_set() and self.path in (self.sockets()[0], self.other):
                     self._write(client, step * 7919 % BLOCKS)
                     if step % 4 == 0:
                         self._read(client, step * 104729 % BLOCKS)
@@ -71,6 +73,15 @@ class Writer(threading.Thread):
                 self.errors += 1
             finally:
                 client.close()
+
+    def _open(self) -> Client | None:
+        first, *others = self.sockets()
+        for path in (first, *others):
+            with contextlib.suppress(OSError, NbdError):
+                client = Client(path, "r0")
+                self.path, self.other = path, path if path != first else None
+                return client
+        return None
 
     def _write(self, client: Client, block: int) -> None:
         self.sent[block] += 1
@@ -120,7 +131,13 @@ def run(options) -> int:
         primary = 1
         # The export of a node that is not the primary, as a client on another machine would.
         follower = {"node": 2}
-        writer = Writer(lambda: demo / f"node{follower['node']}" / "nbd.sock")
+
+        def sockets() -> list[Path]:
+            """The follower's first; with exclusive access only the primary's opens."""
+            nodes = sorted(running, key=lambda node: node != follower["node"])
+            return [demo / f"node{node}" / "nbd.sock" for node in nodes]
+
+        writer = Writer(sockets)
         writer.start()
         stack.callback(writer.stopping.set)
 
@@ -158,7 +175,7 @@ def run(options) -> int:
         wait_for("all replicas to be in sync", settled, SETTLE_S)
         writer.stopping.set()
         writer.join(60)
-        client = Client(demo / f"node{follower['node']}" / "nbd.sock", "r0")
+        client = wait_for("the export to open", writer._open, SETTLE_S)
         for block in range(BLOCKS):
             writer.check(block, client.read(block * BLOCK, BLOCK))
         client.close()

@@ -36,7 +36,7 @@ def measure(binary: Path, directory: Path, medium: Medium, size_bytes: int) -> f
     """Kills the secondary, rewrites the whole device, starts the secondary again. MB/s of the
     time from its start until it is in sync."""
     with contextlib.ExitStack() as stack:
-        target: Target = lockstep(2, binary)(stack, directory, medium, size_bytes)
+        target: Target = lockstep(2, binary, witnesses=1)(stack, directory, medium, size_bytes)
         assert target.demo_dir is not None
         demo_dir = target.demo_dir
         fill(target, size_bytes, seed=1)

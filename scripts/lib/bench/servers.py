@@ -228,7 +228,7 @@ def qemu_mirror(stack, directory: Path, medium: Medium, size_bytes: int) -> Targ
     return Target(directory, _unix_uri(path), server_pids=[first.pid, second.pid])
 
 
-def lockstep(nodes: int, binary: Path) -> Setup:
+def lockstep(nodes: int, binary: Path, witnesses: int = 0) -> Setup:
     """A demo cluster whose --exec command hands out the URI and then waits to be released."""
 
     def setup(stack, directory: Path, _medium: Medium, size_bytes: int) -> Target:
@@ -243,7 +243,7 @@ def lockstep(nodes: int, binary: Path) -> Setup:
         port = free_ports(nodes)
         server = _start(
             stack,
-            [str(binary), "demo", "--nodes", str(nodes), "--size", str(size_bytes), "--dir",
+            [str(binary), "demo", "--nodes", str(nodes), "--witnesses", str(witnesses), "--size", str(size_bytes), "--dir",
              str(demo_dir), "--port", str(port), "--exec", hold],
             directory / f"lockstep-{nodes}.log",
         )

@@ -32,6 +32,14 @@ pub(super) struct Leader<C: Content> {
 }
 
 impl<C: Content> Leader<C> {
+    #[cfg(feature = "mutations")]
+    pub(super) fn without_rounds(&mut self) {
+        self.round = 0;
+        for follower in self.followers.values_mut() {
+            follower.round = 0;
+        }
+    }
+
     /// It is over: what is on its way may happen or not, what waits will not.
     pub(super) fn give_up(self, out: &mut Vec<Action<C>>) {
         let open = self.batch.into_iter();

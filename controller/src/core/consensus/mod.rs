@@ -158,6 +158,18 @@ pub enum Message<C> {
     },
 }
 
+#[cfg(feature = "mutations")]
+impl<C> Message<C> {
+    /// See [`Consensus::reduce`].
+    pub const fn without_round(&mut self) {
+        if let Self::Entry { round, .. } | Self::Beat { round, .. } | Self::Stored { round, .. } =
+            self
+        {
+            *round = 0;
+        }
+    }
+}
+
 /// A message on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Envelope<C> {
@@ -379,6 +391,36 @@ impl<C: Content> Consensus<C> {
             Role::Leader(leader) => leader.next_beat,
             _ => self.election_at,
         }
+    }
+
+    /// Is it a candidate in its present term?
+    #[cfg(feature = "mutations")]
+    #[must_use]
+    pub const fn stands(&self) -> bool {
+        matches!(self.role, Role::Candidate(_))
+    }
+
+    /// For an exhaustive check, which compares states: takes out what has no influence on any further
+    /// step while time stands still. Numbers of persists begin anew, by as much as is returned; rounds
+    /// only where nothing waits for one.
+    #[cfg(feature = "mutations")]
+    pub fn reduce(&mut self, rounds: bool) -> u64 {
+        let done = std::mem::take(&mut self.persisted);
+        self.persist -= done;
+        self.persist_vote = self.persist_vote.saturating_sub(done);
+        for (needs, _, envelope) in &mut self.held {
+            *needs -= done;
+            if rounds {
+                envelope.message.without_round();
+            }
+        }
+        (self.heard, self.leader) = (None, None);
+        if let Role::Leader(leader) = &mut self.role
+            && rounds
+        {
+            leader.without_rounds();
+        }
+        done
     }
 
     /// One step.

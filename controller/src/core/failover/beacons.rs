@@ -39,7 +39,7 @@ impl Failover {
             .iter()
             .filter(|(_, subject)| {
                 let here = subject.replicas.contains(self.me);
-                here && subject.local.is_none_or(|local| local.failed)
+                here && (!self.turning || subject.local.is_none_or(|local| local.failed))
             })
             .map(|(&resource, _)| resource)
             .collect();

@@ -5,6 +5,9 @@ use super::*;
 /// A node that an operator has named gets this long before the next best takes over, in ms.
 const NEXT_MS: u64 = 3_000;
 
+/// A promotion of which nothing is heard for this long has ended, in ms: longer than the engine gives one.
+const PROMOTION_LIMIT_MS: u64 = 30_000;
+
 /// Why nobody is promoted: what is waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waiting {
@@ -55,6 +58,10 @@ impl Failover {
         let resources: Vec<ResourceId> = self.subjects.keys().copied().collect();
         for resource in resources {
             self.check_demotion(now, resource, out);
+            if let Some(subject) = self.subjects.get_mut(&resource) {
+                let limit = PROMOTION_LIMIT_MS;
+                subject.promoting = subject.promoting.filter(|at| now.ms_since(*at) < limit);
+            }
             let Some((wait_ms, drop, over)) = self.candidacy(now, resource) else {
                 if let Some(subject) = self.subjects.get_mut(&resource) {
                     subject.ready_since = None;
@@ -86,6 +93,7 @@ impl Failover {
         if !subject.up
             || !self.store
             || self.state != NodeState::Online
+            || !self.turning
             || local.failed
             || local.primary.is_some()
             || subject.promoting.is_some()
@@ -122,8 +130,8 @@ impl Failover {
             return false;
         }
         // A primary that this node has only just heard of had no time to send a beacon.
-        let graceless = mutated(Mutation::NoGraceAfterRestart);
-        let other = record.primary.is_some_and(|primary| primary != self.me) && !graceless;
+        let other = record.primary.is_some_and(|primary| primary != self.me);
+        let other = other && !mutated(Mutation::NoGraceAfterRestart);
         !other || now.ms_since(subject.epoch_since) >= self.settings.silence_ms()
     }
 

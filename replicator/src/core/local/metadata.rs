@@ -53,6 +53,25 @@ pub(super) struct SuperblockStep {
     image: Option<Box<Superblock>>,
 }
 
+/// Internal metadata on their way to the new end of the device, because a larger volume needs their
+/// place (`store::relocation`). What is to be written to them waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moving {
+    tag: Tag,
+    size_bytes: u64,
+    stage: MoveStage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MoveStage {
+    /// Writes that are under way end; no other begins, but for the pages that a transaction waits for.
+    Draining,
+    /// All but the superblock is being copied.
+    Copying,
+    /// The superblock is written to the new place.
+    Switching,
+}
+
 impl<P: Payload> Local<P> {
     fn meta_write(
         &mut self,
@@ -77,7 +96,8 @@ impl<P: Payload> Local<P> {
     /// Starts a transaction if extents are wanted and none is open.
     pub(super) fn pump_log(&mut self, step: &mut Step<'_, P>, index: usize) {
         let volume = &mut self.volumes[index];
-        if self.failed || !matches!(volume.log_step, LogStep::Idle) || volume.wanted.is_empty() {
+        let idle = matches!(volume.log_step, LogStep::Idle) && volume.moving.is_none();
+        if self.failed || !idle || volume.wanted.is_empty() {
             return;
         }
         let mut cold: Vec<u32> = volume
@@ -111,7 +131,8 @@ impl<P: Payload> Local<P> {
         settings: &Settings,
     ) {
         let volume = &mut self.volumes[index];
-        if self.failed || !matches!(volume.log_step, LogStep::Idle) {
+        let idle = matches!(volume.log_step, LogStep::Idle) && volume.moving.is_none();
+        if self.failed || !idle {
             return;
         }
         let idle_ns = settings.extent_idle_ms.saturating_mul(1_000_000);
@@ -199,6 +220,7 @@ impl<P: Payload> Local<P> {
             self.extents_hot(step, index, &activated);
         }
         self.pump_log(step, index);
+        self.pump_move(step, index);
     }
 
     /// The extents are durably hot: what waits for them starts.
@@ -258,7 +280,10 @@ impl<P: Payload> Local<P> {
 
     fn pump_saves(&mut self, step: &mut Step<'_, P>, index: usize) {
         let volume = &mut self.volumes[index];
-        if volume.saves.left > 0 || volume.saves.queue.is_empty() {
+        let held = volume
+            .moving
+            .is_some_and(|moving| moving.stage != MoveStage::Draining);
+        if held || volume.saves.left > 0 || volume.saves.queue.is_empty() {
             return;
         }
         let mut pages = Vec::new();
@@ -333,6 +358,7 @@ impl<P: Payload> Local<P> {
             }
         }
         self.pump_saves(step, index);
+        self.pump_move(step, index);
     }
 
     // ---- superblock ----
@@ -388,8 +414,11 @@ impl<P: Payload> Local<P> {
 
     fn pump_superblock(&mut self, step: &mut Step<'_, P>, index: usize) {
         let volume = &mut self.volumes[index];
+        let held = volume
+            .moving
+            .is_some_and(|moving| moving.stage != MoveStage::Switching);
         let state = &mut volume.superblock_step;
-        if state.writing.is_some() {
+        if held || state.writing.is_some() {
             return;
         }
         if !state.dirty {
@@ -438,7 +467,105 @@ impl<P: Payload> Local<P> {
         for join in std::mem::take(&mut state.current) {
             self.join_done(join, error);
         }
+        self.switched(step, index, error);
         self.pump_superblock(step, index);
+        self.pump_move(step, index);
+    }
+
+    // ---- a new place ----
+
+    /// Internal metadata make room for a volume of this size.
+    pub(super) fn move_metadata(
+        &mut self,
+        step: &mut Step<'_, P>,
+        tag: Tag,
+        index: usize,
+        size_bytes: u64,
+    ) {
+        /// EBUSY.
+        const BUSY: DiskError = DiskError::Io(16);
+        if self.volumes[index].moving.is_some() {
+            self.done.push_back((tag, None, Done::Failed(BUSY)));
+            return;
+        }
+        self.volumes[index].moving = Some(Moving {
+            tag,
+            size_bytes,
+            stage: MoveStage::Draining,
+        });
+        self.pump_move(step, index);
+    }
+
+    /// Copies once no write to the metadata is under way.
+    fn pump_move(&mut self, step: &mut Step<'_, P>, index: usize) {
+        let volume = &mut self.volumes[index];
+        let drained = matches!(volume.log_step, LogStep::Idle)
+            && volume.saves.left == 0
+            && volume.saves.queue.is_empty()
+            && volume.superblock_step.writing.is_none();
+        let Some(moving) = &mut volume.moving else {
+            return;
+        };
+        if !drained || moving.stage != MoveStage::Draining {
+            return;
+        }
+        moving.stage = MoveStage::Copying;
+        let (from, size_bytes) = (volume.layout, moving.size_bytes);
+        let op = self.op(step, Pending::MoveMetadata { volume: index });
+        step.emit(Action::MoveMetadata {
+            op,
+            volume: VolumeId(u16::try_from(index).unwrap_or(u16::MAX)),
+            from,
+            size_bytes,
+        });
+    }
+
+    /// All but the superblock is at the new place: that is written there, and from then on it holds.
+    pub(super) fn moved(
+        &mut self,
+        step: &mut Step<'_, P>,
+        index: usize,
+        result: Result<u64, DiskError>,
+    ) {
+        let failed = self.failed;
+        let volume = &mut self.volumes[index];
+        let new = result.and_then(|device_bytes| {
+            let layout = volume.layout.grown(device_bytes);
+            layout.map_err(|_| DiskError::NoSpace)
+        });
+        match (new, &mut volume.moving) {
+            (Ok(layout), Some(moving))
+                if !failed && layout.usable_data_bytes() >= moving.size_bytes =>
+            {
+                moving.stage = MoveStage::Switching;
+                volume.layout = layout;
+                volume.superblock.placement = layout.placement();
+                volume.superblock_step.dirty = true;
+                self.pump_superblock(step, index);
+            }
+            (new, _) => self.end_move(step, index, Err(new.err().unwrap_or(DiskError::NoSpace))),
+        }
+    }
+
+    /// A superblock was written; at the new place, that was the switch.
+    fn switched(&mut self, step: &mut Step<'_, P>, index: usize, error: Option<DiskError>) {
+        let moving = self.volumes[index].moving;
+        if moving.is_some_and(|m| m.stage == MoveStage::Switching) {
+            self.end_move(step, index, error.map_or(Ok(()), Err));
+        }
+    }
+
+    fn end_move(&mut self, step: &mut Step<'_, P>, index: usize, result: Result<(), DiskError>) {
+        let Some(moving) = self.volumes[index].moving.take() else {
+            return;
+        };
+        match result {
+            Ok(()) => self.grow_store(step, moving.tag, index, moving.size_bytes),
+            Err(error) => self.done.push_back((moving.tag, None, Done::Failed(error))),
+        }
+        self.pump_superblock(step, index);
+        self.pump_saves(step, index);
+        self.pump_log(step, index);
     }
 
     /// The store has grown: the metadata takes the new size over.

@@ -111,6 +111,8 @@ struct Copy<P> {
 #[derive(Clone, Debug)]
 struct Verify {
     command: Option<CommandId>,
+    /// The only replica that is compared, where one was named.
+    only: Option<NodeId>,
     repair: bool,
     volume: usize,
     offset: u64,
@@ -273,7 +275,7 @@ impl<P: Payload> Primary<P> {
 
     fn next_verify(&mut self, cx: &Cx<'_, '_, P>) -> Option<(VolumeRange, NodeSet, Purpose)> {
         let chunk = self.settings.chunk_bytes;
-        let (volume, range, repair) = {
+        let (volume, range, only, repair) = {
             let verify = self.copier.verify.as_mut().filter(|v| !v.stopping)?;
             while verify.offset >= *cx.record.sizes.get(verify.volume)? {
                 verify.volume += 1;
@@ -282,7 +284,7 @@ impl<P: Payload> Primary<P> {
             let end = (verify.offset + chunk).min(cx.record.sizes[verify.volume]);
             let range = ByteRange::between(verify.offset, end);
             verify.offset = end;
-            (verify.volume, range, verify.repair)
+            (verify.volume, range, verify.only, verify.repair)
         };
         let at = VolumeRange {
             volume: VolumeId(u16::try_from(volume).ok()?),
@@ -292,10 +294,7 @@ impl<P: Payload> Primary<P> {
             .peers
             .values()
             .filter(|p| {
-                p.is_live()
-                    && self.counting.contains(p.node)
-                    && self.required.contains(p.node)
-                    && !p.lacks(at)
+                only.is_none_or(|node| node == p.node) && self.is_comparable(p) && !p.lacks(at)
             })
             .map(|p| p.node)
             .collect();
@@ -642,6 +641,7 @@ impl<P: Payload> Primary<P> {
         &mut self,
         cx: &mut Cx<'_, '_, P>,
         id: CommandId,
+        only: Option<NodeId>,
         repair: bool,
     ) -> Option<Result<(), CommandError>> {
         if self.copier.verify.is_some() {
@@ -650,8 +650,14 @@ impl<P: Payload> Primary<P> {
         if self.stage != Stage::Serving {
             return Some(Err(CommandError::NotPrimary));
         }
+        if let Some(node) = only
+            && !self.peers.get(&node).is_some_and(|p| self.is_comparable(p))
+        {
+            return Some(Err(CommandError::NotConnected(node)));
+        }
         self.copier.verify = Some(Verify {
             command: Some(id),
+            only,
             repair,
             volume: 0,
             offset: 0,
@@ -663,6 +669,11 @@ impl<P: Payload> Primary<P> {
         });
         self.copy_more(cx);
         None
+    }
+
+    /// Is it in session and in sync, so that a difference would be one?
+    fn is_comparable(&self, peer: &Peer) -> bool {
+        peer.is_live() && self.counting.contains(peer.node) && self.required.contains(peer.node)
     }
 
     pub(super) fn stop_verify(&mut self, cx: &mut Cx<'_, '_, P>) {

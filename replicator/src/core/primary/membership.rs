@@ -354,10 +354,10 @@ impl<P: Payload> Primary<P> {
                 self.touch_peer(cx, node, &window);
             }
         }
-        cx.step.emit(Action::Send {
-            conn,
-            message: Message::HandOverEnd { id },
-        });
+        // All that is under way is on its way to it, and the rest is stable there.
+        for message in [Message::Settled, Message::HandOverEnd { id }] {
+            cx.step.emit(Action::Send { conn, message });
+        }
         self.set_admit_stage(AdmitStage::HandingOver { id, done: false });
     }
 
@@ -426,6 +426,8 @@ impl<P: Payload> Primary<P> {
         }
         if self.stage == Stage::Draining {
             self.stage = Stage::Serving;
+            // What came meanwhile was not taken: it is sent again.
+            self.detach_all(cx);
         }
         if let Some((id, _)) = self.demote_command.take() {
             let result = Err(CommandError::Undecided);
@@ -459,11 +461,9 @@ impl<P: Payload> Primary<P> {
             return;
         }
         self.stage = Stage::Demoting;
+        let error = self.disk_error(cx);
         for (_, request) in std::mem::take(&mut self.requests) {
-            cx.step.emit(Action::Reply {
-                id: request.id,
-                result: Err(ClientError::Io),
-            });
+            self.finish(cx, request, Err(error));
         }
         self.gated.clear();
         self.forget_waiting();
@@ -497,6 +497,7 @@ impl<P: Payload> Primary<P> {
                 peer.sync = None;
             }
         }
+        self.tell_settled(cx);
         self.settled_after = Seq(self.next_seq);
         self.want_flush();
         self.start_flush(cx);

@@ -5,6 +5,7 @@
 //! After every event [`Primary::maintain`] runs: it looks at the state as a whole and does what it
 //! calls for, so that no transition has to be remembered at each place that could cause it.
 
+mod attached;
 mod copier;
 mod flush;
 mod lease;
@@ -14,15 +15,18 @@ mod repair;
 
 use super::Outstanding;
 use super::api::{
-    Action, ClientError, ClientRequest, Command, CommandError, CommandId, DiskError, Notice,
-    Payload, RequestId, Settings, StopReason,
+    Action, ClientError, ClientRequest, Command, CommandError, CommandId, ConnId, DiskError,
+    Notice, Payload, RequestId, Settings, StopReason,
 };
 use super::block_set::BlockSet;
+use super::forward::{Owner, Returned};
 use super::local::{Done, Local};
-use super::message::{ClientMark, Message, Seq, VolumeRange, WriteKind};
+use super::message::{ClientMark, Message, Seq, VolumeRange, WriteKind, ZERO_PIECE_BYTES};
 use super::mutation::{Mutation, mutated};
 use super::range_lock::{Mode, RangeLock};
+use super::sessions::Applied;
 use super::{Step, Tag};
+use attached::Attachment;
 use copier::Copier;
 use flush::Flushes;
 use lease::Lease;
@@ -32,13 +36,9 @@ use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 use vocabulary::{ByteRange, Epoch, NodeId, NodeSet, Record, Time, VolumeId};
 
+pub(crate) use attached::Forwarded;
 pub(crate) use membership::next_history;
 pub(crate) use peers::{Link, Peer};
-
-/// Longest piece of a discard or write of zeroes that is done in one go: a client's discard may
-/// cover gigabytes (the kernel sends up to 4 GiB), which would hold the range too long and touch
-/// a thousand extents at once.
-const ZERO_PIECE_BYTES: u64 = 32 << 20;
 
 /// What a step of the primary works on.
 pub(crate) struct Cx<'a, 'b, P> {
@@ -89,10 +89,31 @@ enum Body<P> {
     Flush,
 }
 
+/// Where a request came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A client of this node.
+    Client(RequestId),
+    /// A client of this node, whose forwarder knows it by the mark's number.
+    Own,
+    /// Another node, in the session of the mark.
+    Forwarded(ConnId),
+}
+
+/// What goes with a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) origin: Origin,
+    /// Zero for one that has no number.
+    pub(crate) mark: ClientMark,
+    /// It may have been executed before.
+    pub(crate) again: bool,
+}
+
 /// A client's request until its reply.
 #[derive(Clone, Debug)]
 struct Request<P> {
-    id: RequestId,
+    asked: Asked,
     at: VolumeRange,
     body: Body<P>,
     since: Time,
@@ -105,6 +126,7 @@ struct Request<P> {
 #[derive(Clone, Debug)]
 struct Op<P> {
     request: usize,
+    mark: ClientMark,
     at: VolumeRange,
     body: OpBody<P>,
     /// Replicas that it was sent to in their present session.
@@ -168,6 +190,12 @@ pub(crate) struct Primary<P> {
     waiting_for: NodeSet,
     latency: Latency,
     granted: Vec<Key>,
+    /// Other nodes forward their clients' requests here (RULES 12).
+    follow: bool,
+    attached: Vec<Attachment>,
+    /// For this node's forwarder: answers to what it gave, and what another primary is to answer.
+    pub(crate) answered: Vec<(u64, Result<Option<P>, ClientError>)>,
+    pub(crate) returned: Vec<Returned<P>>,
     last_tick: Time,
     /// Something changed that `maintain` has to look at in full.
     changed: bool,
@@ -175,7 +203,7 @@ pub(crate) struct Primary<P> {
 
 impl<P: Payload> Primary<P> {
     /// Begins an epoch: the caller has drained the disk.
-    pub(crate) fn begin(cx: &mut Cx<'_, '_, P>, settings: Settings) -> Self {
+    pub(crate) fn begin(cx: &mut Cx<'_, '_, P>, settings: Settings, follow: bool) -> Self {
         let node = cx.local.identity().node;
         let volumes = cx.local.volumes();
         let mut primary = Self {
@@ -210,10 +238,15 @@ impl<P: Payload> Primary<P> {
             waiting_for: NodeSet::EMPTY,
             latency: Latency::default(),
             granted: Vec::new(),
+            follow,
+            attached: Vec::new(),
+            answered: Vec::new(),
+            returned: Vec::new(),
             last_tick: cx.now(),
             changed: true,
         };
         cx.local.live_becomes_old();
+        cx.local.sessions.begin(cx.record.epoch);
         primary.refresh(cx);
         if mutated(Mutation::PromiseNotPersisted) {
             primary.promised(cx);
@@ -287,7 +320,7 @@ impl<P: Payload> Primary<P> {
     pub(crate) fn client(
         &mut self,
         cx: &mut Cx<'_, '_, P>,
-        id: RequestId,
+        asked: Asked,
         volume: VolumeId,
         request: ClientRequest<P>,
     ) {
@@ -295,7 +328,7 @@ impl<P: Payload> Primary<P> {
             Stage::Draining => Some(ClientError::Shutdown),
             Stage::Demoting if !mutated(Mutation::ServeAfterDemote) => Some(ClientError::Shutdown),
             _ if volume.index() >= cx.local.volumes() => Some(ClientError::OutOfRange),
-            _ if cx.local.failed() => Some(ClientError::Io),
+            _ if cx.local.failed() => Some(self.disk_error(cx)),
             _ => None,
         };
         let (range, body) = match request {
@@ -309,33 +342,36 @@ impl<P: Payload> Primary<P> {
             let short = matches!(&body, Body::Write { data, .. } if data.len() as u64 != range.len);
             (range.end() > size || short).then_some(ClientError::OutOfRange)
         });
-        if let Some(error) = refuse {
-            cx.step.emit(Action::Reply {
-                id,
-                result: Err(error),
-            });
-            return;
-        }
-        if range.is_empty() && !matches!(body, Body::Flush) {
-            let result = Ok(None);
-            cx.step.emit(Action::Reply { id, result });
-            return;
-        }
-        let at = VolumeRange { volume, range };
+        let nothing = range.is_empty() && !matches!(body, Body::Flush);
         let piece = match body {
             Body::Zero { .. } => first_piece(range, range.offset),
             _ => range,
         };
-        let since = cx.now();
-        let key = self.requests.insert(Request {
-            id,
-            at,
+        let request = Request {
+            asked,
+            at: VolumeRange { volume, range },
             body,
-            since,
+            since: cx.now(),
             piece,
             started: false,
-        });
-        self.admit_request(cx, key);
+        };
+        match refuse {
+            Some(error) => self.finish(cx, request, Err(error)),
+            None if nothing => self.finish(cx, request, Ok(None)),
+            None => {
+                let key = self.requests.insert(request);
+                self.admit_request(cx, key);
+            }
+        }
+    }
+
+    /// What clients get when this node's disk has failed. With follow access another primary answers.
+    fn disk_error(&self, cx: &Cx<'_, '_, P>) -> ClientError {
+        if self.follow && !cx.other_members().is_empty() {
+            ClientError::Shutdown
+        } else {
+            ClientError::Io
+        }
     }
 
     /// Starts a request, or puts it where it waits.
@@ -357,6 +393,10 @@ impl<P: Payload> Primary<P> {
             self.gated.push_back(key);
             return;
         }
+        if request.asked.again && !request.started && self.was_applied(cx, key) {
+            return;
+        }
+        let request = &self.requests[key];
         let mode = match request.body {
             Body::Read => Mode::Shared,
             _ => Mode::Exclusive,
@@ -420,9 +460,12 @@ impl<P: Payload> Primary<P> {
                 fua: *fua,
             },
         };
+        let mark = request.asked.mark;
         let seq = self.take_seq();
+        cx.local.sessions.seen(mark.session);
         let mut op = Op {
             request: key,
+            mark,
             at,
             body,
             sent: NodeSet::EMPTY,
@@ -435,10 +478,11 @@ impl<P: Payload> Primary<P> {
         match &op.body {
             OpBody::Write { data, fua } => {
                 cx.local
-                    .write(cx.step, Tag::Write(seq), at, data.clone(), *fua);
+                    .write(cx.step, Tag::Write(seq), at, data.clone(), *fua, mark);
             }
             OpBody::Zero { hole, fua } => {
-                cx.local.zero(cx.step, Tag::Write(seq), at, *hole, *fua);
+                cx.local
+                    .zero(cx.step, Tag::Write(seq), at, *hole, *fua, mark);
             }
         }
         for peer in self.peers.values_mut() {
@@ -506,10 +550,7 @@ impl<P: Payload> Primary<P> {
         if let Some(request) = self.requests.try_remove(key) {
             self.latency.count += 1;
             self.latency.sum_us += cx.now().0.saturating_sub(request.since.0) / 1000;
-            cx.step.emit(Action::Reply {
-                id: request.id,
-                result,
-            });
+            self.finish(cx, request, result);
         }
     }
 
@@ -607,7 +648,10 @@ impl<P: Payload> Primary<P> {
         self.unlock(cx, at.volume, Key::Client(key));
         match done {
             // A failed disk may have dropped what it held: nothing it says is answered any more.
-            _ if cx.local.failed() => self.reply(cx, key, Err(ClientError::Io)),
+            _ if cx.local.failed() => {
+                let error = self.disk_error(cx);
+                self.reply(cx, key, Err(error));
+            }
             Done::Data(data) => self.reply(cx, key, Ok(Some(data))),
             _ => self.start_repair(cx, at, Some(key)),
         }
@@ -681,6 +725,7 @@ impl<P: Payload> Primary<P> {
         self.check_reconciled(cx);
         self.check_renewed(cx);
         self.check_drained(cx);
+        self.admit_attachments(cx);
         self.open_gate(cx);
         self.answer_waiting(cx);
         self.check_waiting(cx);
@@ -732,14 +777,15 @@ impl<P: Payload> Primary<P> {
             peer.close(cx.step);
         }
         let error = match why {
-            StopReason::DiskFailed => ClientError::Io,
+            StopReason::DiskFailed => self.disk_error(cx),
             _ => ClientError::Shutdown,
         };
         for (_, request) in std::mem::take(&mut self.requests) {
-            cx.step.emit(Action::Reply {
-                id: request.id,
-                result: Err(error),
-            });
+            self.finish(cx, request, Err(error));
+        }
+        self.detach_all(cx);
+        if !self.follow {
+            cx.step.emit(Action::HangUp);
         }
         let demoted = if why == StopReason::Superseded {
             Err(CommandError::Stopped)
@@ -767,7 +813,7 @@ impl<P: Payload> Primary<P> {
     pub(crate) fn command(&mut self, cx: &mut Cx<'_, '_, P>, id: CommandId, command: Command) {
         let result = match command {
             Command::Demote => self.start_demote(cx, id),
-            Command::Verify { repair } => self.start_verify(cx, id, repair),
+            Command::Verify { node, repair } => self.start_verify(cx, id, node, repair),
             Command::VerifyStop => {
                 self.stop_verify(cx);
                 Some(Ok(()))
@@ -808,7 +854,7 @@ fn client_error(error: Option<DiskError>) -> ClientError {
 }
 
 fn op_message<P: Payload>(seq: Seq, op: &Op<P>) -> Message<P> {
-    let (kind, mark) = (WriteKind::Client, ClientMark::default());
+    let (kind, mark) = (WriteKind::Client, op.mark);
     match &op.body {
         OpBody::Write { data, fua } => Message::Write {
             seq,

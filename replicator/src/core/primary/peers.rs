@@ -152,6 +152,7 @@ impl<P: Payload> Primary<P> {
     /// Keeps a peer for each configured replica; dials, pings, and ends what has become silent.
     pub(super) fn tick_peers(&mut self, cx: &mut Cx<'_, '_, P>) {
         let now = cx.now();
+        self.tick_attached(cx);
         for node in cx.record.replicas.without(self.node).iter() {
             self.peers
                 .entry(node)
@@ -268,8 +269,9 @@ impl<P: Payload> Primary<P> {
     }
 
     pub(crate) fn disconnected(&mut self, cx: &mut Cx<'_, '_, P>, conn: ConnId) {
-        if let Some(node) = self.peer_of(conn) {
-            self.lose(cx, node, LossReason::Broken);
+        match self.peer_of(conn) {
+            Some(node) => self.lose(cx, node, LossReason::Broken),
+            None => self.detached(conn),
         }
     }
 
@@ -331,7 +333,7 @@ impl<P: Payload> Primary<P> {
     /// A message from a replica.
     pub(crate) fn message(&mut self, cx: &mut Cx<'_, '_, P>, conn: ConnId, message: Message<P>) {
         let Some(node) = self.peer_of(conn) else {
-            return;
+            return self.attached_message(cx, conn, &message);
         };
         let now = cx.now();
         let Some(peer) = self.peers.get_mut(&node) else {
@@ -484,7 +486,9 @@ impl<P: Payload> Primary<P> {
             let bits = whole_or(all_bits, greeting.bits, cx.record);
             self.lacking(cx, node, identity, window, bits);
         }
+        self.tell_numbers(cx, node);
         self.send_again(cx, node);
+        self.tell_settled_to(cx, node);
         self.changed = true;
     }
 
@@ -608,6 +612,7 @@ impl<P: Payload> Primary<P> {
         cx.step.notice(Notice::Serving);
         let ranges = volume_ranges(cx.record, &union);
         if ranges.is_empty() || mutated(Mutation::NoReconcile) {
+            self.tell_settled(cx);
             return;
         }
         // Replicas outside the in-sync set that joined before the windows were known lack them too.

@@ -104,7 +104,8 @@ impl<P: Payload> Primary<P> {
         }
         cx.local.window_add(cx.step, seq, at, WriteKind::Reconcile);
         self.own.begin(seq);
-        cx.local.write(cx.step, Tag::Repair(id), at, data, false);
+        let (tag, mark) = (Tag::Repair(id), ClientMark::default());
+        cx.local.write(cx.step, tag, at, data, false, mark);
     }
 
     pub(super) fn repair_written(&mut self, cx: &mut Cx<'_, '_, P>, id: u64, ok: bool) {

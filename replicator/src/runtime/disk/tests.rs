@@ -451,7 +451,10 @@ fn a_grown_volume_reads_zeroes_beyond_its_old_size() {
             .open(bench.disk.path())
             .unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[1; 10_000], 1 << 20).unwrap();
-        bench.disk.grow(3 << 20, 2 << 20).unwrap();
+        bench
+            .disk
+            .grow(3 << 20, 2 << 20, &Layout::external())
+            .unwrap();
         assert_eq!(bench.disk.volume_bytes(), 3 << 20);
         bench.model.resize(3 << 20, 0);
         bench.check();
@@ -473,4 +476,51 @@ fn the_engine_follows_what_the_file_can_do() {
         Disk::open(&config).unwrap().engine()
     };
     assert_eq!(open("/dev/shm"), Engine::Sync);
+}
+
+#[test]
+fn internal_metadata_move_to_the_end_of_a_longer_file_and_only_then_is_their_place_data() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let places = Places::in_file(dir.path().join("places/r0-0"));
+    let config = DiskConfig {
+        path: dir.path().join("r0.img"),
+        meta: MetaPlace::Internal(places.clone()),
+        engine: None,
+    };
+    let device_bytes = Layout::device_bytes_for(4 * MIB, 2).unwrap();
+    Disk::create_files(&config, 4 * MIB, device_bytes - 4 * MIB).unwrap();
+    let disk = Disk::open(&config).unwrap();
+    disk.set_volume_bytes(4 * MIB).unwrap();
+    disk.metadata_are_at(device_bytes).unwrap();
+    let old = Layout::internal(device_bytes, 2).unwrap();
+    let page = old.page_offset(1, 0).unwrap();
+    let [ring, _] = old.ring_offsets(3);
+    disk.write_meta(page, &[1; 4096]).unwrap();
+    disk.write_meta(ring, &[2; 4096]).unwrap();
+
+    // More than what is there: it has to move first.
+    assert_eq!(disk.grow(9 * MIB, 0, &old), Err(DiskError::NoSpace));
+    let moved_to = disk.move_metadata(&old, 9 * MIB).unwrap();
+    assert_eq!(
+        disk.possible_places().unwrap(),
+        vec![moved_to, device_bytes]
+    );
+    let new = old.grown(moved_to).unwrap();
+    assert!(new.usable_data_bytes() >= 9 * MIB && moved_to == disk.store_bytes().unwrap());
+    let mut block = [0; 4096];
+    disk.read_meta(new.page_offset(1, 0).unwrap(), &mut block)
+        .unwrap();
+    assert_eq!(block, [1; 4096]);
+    disk.read_meta(new.ring_offsets(3)[0], &mut block).unwrap();
+    assert_eq!(block, [2; 4096]);
+    disk.read_meta(page, &mut block).unwrap();
+    assert_eq!(block, [1; 4096], "the old place holds until the switch");
+
+    disk.grow(9 * MIB, 0, &new).unwrap();
+    assert_eq!(places.read().unwrap(), vec![moved_to]);
+    for offset in (4 * MIB..9 * MIB).step_by(4096) {
+        disk.read_meta(offset, &mut block).unwrap();
+        assert_eq!(block, [0; 4096], "at {offset}");
+    }
 }

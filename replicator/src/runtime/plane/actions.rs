@@ -81,10 +81,33 @@ impl Plane {
                 self.worker
                     .push(WorkKey { place, op }, Work::Hash { disk, range });
             }
+            Action::MoveMetadata {
+                op,
+                volume,
+                from,
+                size_bytes,
+            } => {
+                let slot = &mut self.resources[place.index];
+                let Some(disk) = slot.disks.get(volume.index()) else {
+                    let result = Err(DiskError::Io(libc::ENXIO));
+                    self.events
+                        .push_back((place, Event::MetadataMoved { op, result }));
+                    return;
+                };
+                let disk = disk.clone();
+                slot.pending += 1;
+                let work = Work::MoveMetadata {
+                    disk,
+                    from,
+                    size_bytes,
+                };
+                self.worker.push(WorkKey { place, op }, work);
+            }
             Action::Grow {
                 op,
                 volume,
                 size_bytes,
+                layout,
             } => {
                 let slot = &mut self.resources[place.index];
                 let Some(disk) = slot.disks.get(volume.index()) else {
@@ -100,6 +123,7 @@ impl Plane {
                     disk,
                     volume_bytes: size_bytes,
                     meta_bytes,
+                    layout,
                 };
                 self.worker.push(WorkKey { place, op }, work);
             }
@@ -107,6 +131,7 @@ impl Plane {
             Action::Send { conn, message } => self.send(conn, message),
             Action::Close { conn } => self.close_conn(conn),
             Action::Reply { id, result } => self.reply(id, result),
+            Action::HangUp => self.hang_up(self.resources[place.index].id),
             Action::Propose { based_on, change } => {
                 let resource = self.resources[place.index].id;
                 (self.report)(resource, Report::Propose { based_on, change });
@@ -157,15 +182,15 @@ impl Plane {
             return;
         };
         let (epoch, generation) = slot.machine.frame_context();
-        let (serves, standing) = (slot.machine.serves(), slot.machine.standing());
-        let state = Some((serves, epoch, generation, standing));
+        let (takes_clients, standing) = (slot.machine.takes_clients(), slot.machine.standing());
+        let state = Some((takes_clients, epoch, generation, standing));
         if state != slot.reported {
             slot.reported = state;
             let record = slot.machine.record().cloned();
             (self.report)(
                 slot.id,
                 Report::State {
-                    serves,
+                    takes_clients,
                     record,
                     standing,
                 },

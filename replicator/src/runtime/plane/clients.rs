@@ -532,6 +532,18 @@ impl Plane {
         }
     }
 
+    /// Takes no more requests of a resource's clients; what is in flight is answered first.
+    pub(super) fn hang_up(&mut self, resource: ResourceId) {
+        for index in 0..self.clients.capacity() {
+            if let Some(client) = self.clients.get_mut(index)
+                && client.target.is_some_and(|t| t.resource == resource)
+            {
+                client.protocol.shut_down();
+                self.close_client(index);
+            }
+        }
+    }
+
     pub(super) fn shut_clients_down(&mut self) {
         for index in 0..self.clients.capacity() {
             if let Some(client) = self.clients.get_mut(index) {

@@ -8,9 +8,10 @@ use super::super::mailbox::Post;
 use super::super::peer::PeerAddress;
 use super::super::pool::{PoolBuf, PoolStats};
 use super::super::ring::{RingError, RingStats};
+use super::super::tls::PeerCredentials;
 use super::super::worker::WorkDone;
 use super::{Pulse, WorkKey};
-use crate::core::api::{Action, Command, CommandError, Event, Notice};
+use crate::core::api::{Access, Action, Command, CommandError, Event, Notice};
 use crate::core::status::{Standing, Status};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,8 +38,8 @@ pub trait Machine {
     fn frame_context(&self) -> (Epoch, Generation);
     /// The record that it has.
     fn record(&self) -> Option<&Record>;
-    /// Does it serve clients?
-    fn serves(&self) -> bool;
+    /// Does it take clients' requests?
+    fn takes_clients(&self) -> bool;
     /// What leases and fail-over need to know of it.
     fn standing(&self) -> Standing;
 }
@@ -56,8 +57,6 @@ pub struct NewResource {
     pub disks: Vec<Arc<Disk>>,
     /// Its state machine.
     pub machine: MakeMachine,
-    /// Where its replicas listen.
-    pub peers: BTreeMap<NodeId, PeerAddress>,
     /// Bytes of the metadata of a volume of so many bytes, for side files when a volume grows.
     pub meta_bytes: fn(u64) -> u64,
 }
@@ -67,7 +66,6 @@ impl fmt::Debug for NewResource {
         f.debug_struct("NewResource")
             .field("resource", &self.resource)
             .field("disks", &self.disks)
-            .field("peers", &self.peers)
             .finish_non_exhaustive()
     }
 }
@@ -84,11 +82,11 @@ pub enum Report {
         /// The change.
         change: Change,
     },
-    /// It serves now, or not any more, or has another record: what exports are made of. Or its standing
-    /// is another: what leases and fail-over go by.
+    /// It takes clients' requests now, or not any more, or has another record: what exports are made
+    /// of. Or its standing is another: what leases and fail-over go by.
     State {
-        /// Does it serve clients?
-        serves: bool,
+        /// Does it take clients' requests?
+        takes_clients: bool,
         /// The record that it has.
         record: Option<Record>,
         /// Its disk, its epoch as primary, and whom it requires.
@@ -108,6 +106,8 @@ pub struct PlaneConfig {
     /// How long the thread looks for work before it sleeps, in µs; 0: not at all. Waking a sleeping
     /// core takes longer than a request does.
     pub busy_poll_us: u64,
+    /// Secures peer connections; `None`: they are in the open.
+    pub credentials: Option<Arc<dyn PeerCredentials>>,
     /// Gets all reports.
     pub report: ReportSink,
 }
@@ -121,6 +121,7 @@ impl PlaneConfig {
             pool_bytes: 768 << 20,
             keep_bytes: super::super::pool::DEFAULT_KEEP_BYTES,
             busy_poll_us: 50,
+            credentials: None,
             report,
         }
     }
@@ -132,6 +133,7 @@ impl fmt::Debug for PlaneConfig {
             .field("pool_bytes", &self.pool_bytes)
             .field("keep_bytes", &self.keep_bytes)
             .field("busy_poll_us", &self.busy_poll_us)
+            .field("credentials", &self.credentials)
             .finish_non_exhaustive()
     }
 }
@@ -186,7 +188,8 @@ pub struct PlaneStats {
 pub(super) enum Control {
     Add(Box<NewResource>, Reply<Result<(), PlaneError>>),
     Remove(ResourceId, Reply<Result<(), PlaneError>>),
-    Peers(ResourceId, BTreeMap<NodeId, PeerAddress>),
+    Peers(BTreeMap<NodeId, Vec<PeerAddress>>),
+    Access(ResourceId, Access),
     Record(Box<Record>),
     Refused {
         resource: ResourceId,
@@ -279,9 +282,14 @@ impl PlaneHandle {
         }
     }
 
-    /// Where the resource's replicas listen from now on; used by the next dial.
-    pub fn set_peers(&self, resource: ResourceId, peers: BTreeMap<NodeId, PeerAddress>) {
-        let _ = self.post.send(Control::Peers(resource, peers));
+    /// Where the other nodes' replicas listen from now on; each dial takes the next address of a node.
+    pub fn set_peers(&self, peers: BTreeMap<NodeId, Vec<PeerAddress>>) {
+        let _ = self.post.send(Control::Peers(peers));
+    }
+
+    /// Which nodes take clients' requests of a resource, from now on.
+    pub fn access(&self, resource: ResourceId, access: Access) {
+        let _ = self.post.send(Control::Access(resource, access));
     }
 
     /// A record that is known to be committed, in any order and as often as it likes.

@@ -1,14 +1,15 @@
 //! Peer connections of the data plane: dialling, accepting, routing the first frame to its resource,
 //! messages in both directions.
 
-use super::super::peer::{HELLO_TIMEOUT_MS, Incoming, LINGER_MS, Peer, PeerState, prepare};
+use super::super::peer::{Broken, HELLO_TIMEOUT_MS, Incoming, LINGER_MS, Peer, PeerState, prepare};
 use super::super::pool::PoolBuf;
 use super::super::ring::{Fd, Op};
 use super::super::socket::{Received, shut};
+use super::super::tls::Tls;
 use super::{Place, Plane, Token};
 use crate::core::api::{ConnId, Event};
 use crate::core::message::Message;
-use crate::wire::{FrameHeader, RejectReason, WireError};
+use crate::wire::{FrameHeader, RejectReason};
 use nix::errno::Errno;
 use vocabulary::{ClusterId, NodeId, Time};
 
@@ -41,18 +42,21 @@ impl Plane {
             return;
         };
         peer.dirty = false;
-        peer.outbox
-            .flush(&mut self.ring, &peer.fd, Token::PeerSend(index));
-        self.end_peer(index);
+        match peer.flush(&mut self.ring, Token::PeerSend(index)) {
+            Ok(()) => self.end_peer(index),
+            Err(_) => self.lose_peer(index),
+        }
     }
 
     /// Begins to connect; the answer is an event in any case.
     pub(super) fn dial(&mut self, place: Place, node: NodeId) {
         let slot = &self.resources[place.index];
         let identity = (slot.cluster, slot.id);
-        let socket = slot
-            .peers
-            .get(&node)
+        self.dials = self.dials.wrapping_add(1);
+        let addresses = self.addresses.get(&node).map_or(&[][..], Vec::as_slice);
+        let turn = self.dials.checked_rem(addresses.len());
+        let socket = turn
+            .and_then(|turn| addresses.get(turn))
             .and_then(|address| Some((address.socket().ok()?, address.to_system().ok()?)));
         let Some((fd, address)) = socket.filter(|_| self.peers.len() < MAX_PEERS) else {
             self.events
@@ -89,11 +93,33 @@ impl Plane {
             return;
         }
         prepare(&peer.fd);
+        let Some(credentials) = &self.credentials else {
+            peer.state = PeerState::Open;
+            peer.arm(&mut self.ring, &self.pool, Token::PeerRecv(index));
+            return self.dialed(index, node);
+        };
+        let tls = credentials
+            .name(node)
+            .map(|name| Tls::connecting(credentials.client(), name));
+        peer.state = PeerState::Securing { peer: node };
+        let Some(Ok(tls)) = tls else {
+            return self.lose_peer(index);
+        };
+        peer.secure(tls);
+        peer.arm(&mut self.ring, &self.pool, Token::PeerRecv(index));
+        self.mark_peer(index);
+    }
+
+    /// The node that was dialled is there.
+    fn dialed(&mut self, index: usize, node: NodeId) {
+        let peer = &mut self.peers[index];
         peer.state = PeerState::Open;
         peer.deadline = None;
         let conn = conn_id(index, peer.serial);
-        peer.arm(&mut self.ring, &self.pool, Token::PeerRecv(index));
-        self.feed(place, Event::Dialed { peer: node, conn });
+        if let Some((at, serial)) = peer.resource {
+            let place = Place { index: at, serial };
+            self.feed(place, Event::Dialed { peer: node, conn });
+        }
     }
 
     pub(super) fn accept_peer(&mut self, serial: u64, fd: Fd, cluster: ClusterId) {
@@ -101,9 +127,20 @@ impl Plane {
             tracing::warn!(limit = MAX_PEERS, "too many peer connections");
             return;
         }
+        let tls = self
+            .credentials
+            .as_ref()
+            .map(|credentials| Tls::accepting(credentials.server()));
+        let tls = match tls.transpose() {
+            Ok(tls) => tls,
+            Err(error) => {
+                tracing::error!(%error, "a peer connection can't be secured");
+                return;
+            }
+        };
         let index = self
             .peers
-            .insert(Peer::accepted(serial, fd, cluster, self.now));
+            .insert(Peer::accepted(serial, fd, cluster, tls, self.now));
         self.peers[index].arm(&mut self.ring, &self.pool, Token::PeerRecv(index));
     }
 
@@ -125,6 +162,8 @@ impl Plane {
             .is_err()
         {
             self.lose_peer(index);
+        } else if peer.tls.is_some() {
+            self.flush_peer(index);
         } else {
             self.end_peer(index);
         }
@@ -134,12 +173,25 @@ impl Plane {
     fn pump_peer(&mut self, index: usize) {
         loop {
             let peer = &mut self.peers[index];
-            if !matches!(peer.state, PeerState::Open | PeerState::Anonymous)
-                || peer.inbox.is_armed()
-            {
+            let goes_on = matches!(
+                peer.state,
+                PeerState::Securing { .. } | PeerState::Open | PeerState::Anonymous
+            );
+            if !goes_on || peer.inbox.is_armed() {
                 return;
             }
-            match peer.next(&self.pool) {
+            let next = peer.next(&self.pool);
+            if peer.tls.as_ref().is_some_and(|tls| tls.wants_to_send()) {
+                self.mark_peer(index);
+            }
+            let peer = &mut self.peers[index];
+            if let (PeerState::Securing { peer: node }, Ok(_)) = (peer.state, &next)
+                && peer.tls.as_ref().is_none_or(|tls| !tls.is_handshaking())
+            {
+                self.dialed(index, node);
+            }
+            let peer = &mut self.peers[index];
+            match next {
                 Ok(Incoming::Message(header, message)) => {
                     self.message(index, header, message);
                 }
@@ -170,7 +222,21 @@ impl Plane {
     fn message(&mut self, index: usize, header: FrameHeader, message: Message<PoolBuf>) {
         let peer = &mut self.peers[index];
         if peer.state == PeerState::Anonymous {
-            // The decoder lets nothing but a Hello of this cluster through first.
+            // The decoder lets nothing but a Hello or an Attach of this cluster through first.
+            if let (Some(tls), Some(credentials)) = (&peer.tls, &self.credentials) {
+                let proved = credentials.node(tls.certificates());
+                let claimed = match &message {
+                    Message::Hello { node, .. } | Message::Attach { node, .. } => Some(*node),
+                    _ => None,
+                };
+                if claimed.is_none() || claimed != proved {
+                    tracing::warn!(
+                        ?proved,
+                        "a peer says that it is another node than it proves"
+                    );
+                    return self.lose_peer(index);
+                }
+            }
             let Some(place) = self.place_of(header.context.resource) else {
                 return self.refuse(index, RejectReason::Resource);
             };
@@ -206,7 +272,8 @@ impl Plane {
         let Some(slot) = peer.resource.and_then(|(at, _)| self.resources.get(at)) else {
             return;
         };
-        if !peer.is_dialed {
+        let follows = matches!(message, Message::Attach { .. } | Message::Forward { .. });
+        if !peer.is_dialed || follows {
             peer.position = slot.machine.frame_context();
         }
         if peer.send((slot.cluster, slot.id), message, &mut self.crcs) {
@@ -234,7 +301,19 @@ impl Plane {
         self.mark_peer(index);
     }
 
-    fn broken(&mut self, index: usize, error: &WireError) {
+    fn broken(&mut self, index: usize, error: &Broken) {
+        let error = match error {
+            Broken::Wire(error) => error,
+            Broken::Tls(error) => {
+                let credentials = self.credentials.as_ref();
+                let error = credentials.map(|credentials| credentials.explain(error));
+                let error = error.unwrap_or_default();
+                tracing::warn!(%error, "a peer connection is given up");
+                // What tells the peer so still leaves.
+                return self.close_peer(index);
+            }
+            Broken::Closed => return self.lose_peer(index),
+        };
         tracing::warn!(%error, "a peer connection is given up");
         match error.reject_reason() {
             Some(reason) => self.refuse(index, reason),
@@ -262,13 +341,17 @@ impl Plane {
     /// Tells the core, once, that nothing more comes from a connection that it knows.
     fn report_lost(&mut self, index: usize) {
         let peer = &self.peers[index];
-        if peer.state == PeerState::Open
-            && let Some((at, serial)) = peer.resource
-        {
-            let conn = conn_id(index, peer.serial);
-            let place = Place { index: at, serial };
-            self.events.push_back((place, Event::Disconnected { conn }));
-        }
+        let Some((at, serial)) = peer.resource else {
+            return;
+        };
+        let event = match peer.state {
+            PeerState::Open => Event::Disconnected {
+                conn: conn_id(index, peer.serial),
+            },
+            PeerState::Securing { peer } => Event::DialFailed { peer },
+            _ => return,
+        };
+        self.events.push_back((Place { index: at, serial }, event));
     }
 
     /// Closes what is to be closed and has sent all; forgets what is over.
@@ -299,7 +382,7 @@ impl Plane {
                     tracing::info!(ms = HELLO_TIMEOUT_MS, "a connection said nothing in time");
                     self.lose_peer(index);
                 }
-                PeerState::Closing => self.lose_peer(index),
+                PeerState::Closing | PeerState::Securing { .. } => self.lose_peer(index),
                 PeerState::Open | PeerState::Dead => {}
             }
         }

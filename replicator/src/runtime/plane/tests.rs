@@ -3,10 +3,12 @@
 mod fakes;
 
 use self::fakes::{
-    CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, machine_of, wait_until,
+    CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, credentials, machine_of,
+    wait_until,
 };
 use super::*;
 use crate::core::api::{Command, CommandError, Notice};
+use crate::runtime::tls::tests::Authority;
 use std::io::Write as _;
 use vocabulary::NodeSet;
 
@@ -189,6 +191,52 @@ fn a_write_reaches_both_nodes_before_its_reply() {
 }
 
 #[test]
+fn secured_nodes_mirror_writes_of_every_size_and_find_each_other_again() {
+    for (here, there) in Store::everywhere().into_iter().zip(Store::everywhere()) {
+        let cluster = Cluster::secured(&here, &there);
+        let mut client = cluster.primary.client();
+        for i in 0..50_u64 {
+            let len = usize::try_from(1 + i * 7919 % 300_000).unwrap();
+            let bytes = vec![i.to_le_bytes()[0] | 1; len];
+            assert_eq!(client.write(i * 1000, &bytes), Ok(()));
+            let mut got = vec![0; len];
+            there.read(i * 1000, &mut got);
+            assert!(got == bytes, "write {i} of {len} bytes");
+        }
+        // More than is sealed at a time, and more than the receive buffer holds.
+        let large = vec![7; 8 << 20];
+        assert_eq!(client.write(0, &large), Ok(()));
+        let mut got = vec![0; 8 << 20];
+        there.read(0, &mut got);
+        assert!(got == large);
+    }
+}
+
+#[test]
+fn nodes_in_the_open_of_another_cluster_or_under_another_name_are_kept_out() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let good = |id| credentials(&ours, id);
+    for pair in [
+        // The primary, which dials, finds none, another cluster's, or another node's.
+        [good(0), None],
+        [good(0), credentials(&theirs, 1)],
+        [good(0), good(2)],
+        // The secondary is shown none, another cluster's, or not those of the node that is said.
+        [None, good(1)],
+        [credentials(&theirs, 0), good(1)],
+        [good(3), good(1)],
+    ] {
+        let (here, there) = (Store::in_memory(), Store::in_memory());
+        let cluster = Cluster::apart(&here, &there, pair);
+        wait_until(|| cluster.failures() >= 5);
+        assert!(cluster.primary.client().write(0, &[1; 4096]).is_err());
+        let mut got = [0; 4096];
+        there.read(0, &mut got);
+        assert_eq!(got, [0; 4096]);
+    }
+}
+
+#[test]
 fn a_lost_peer_is_reported_once_and_dialled_anew() {
     let (here, there) = (Store::in_memory(), Store::in_memory());
     let mut cluster = Cluster::pair(&here, &there);
@@ -263,9 +311,29 @@ fn hashes_come_back_through_the_worker() {
     let node = Node::single(&store);
     assert_eq!(node.client().write(4096, &[1; 4096]), Ok(()));
     // The fake's verify digests the first two blocks and fails unless the first is zero.
-    assert!(command(&node.handle, RESOURCE, Command::Verify { repair: false }).is_ok());
+    assert!(
+        command(
+            &node.handle,
+            RESOURCE,
+            Command::Verify {
+                node: None,
+                repair: false
+            }
+        )
+        .is_ok()
+    );
     assert_eq!(node.client().write(0, &[1; 4096]), Ok(()));
-    assert!(command(&node.handle, RESOURCE, Command::Verify { repair: false }).is_err());
+    assert!(
+        command(
+            &node.handle,
+            RESOURCE,
+            Command::Verify {
+                node: None,
+                repair: false
+            }
+        )
+        .is_err()
+    );
 }
 
 #[test]
@@ -279,7 +347,7 @@ fn a_removed_resource_lets_go_of_its_store_and_its_clients_and_can_come_back() {
     let again = ask(|reply| node.handle.remove_resource(RESOURCE, reply));
     assert!(matches!(again, Err(PlaneError::Unknown(_))));
     // Opens the store anew, which needs its lock.
-    node.add(machine_of(&store, None));
+    node.add(machine_of(&store, false));
     assert_eq!(node.client().read(0, 4096), Ok(vec![7; 4096]));
     let twice = ask(|reply| {
         let new = NewResource {
@@ -287,7 +355,6 @@ fn a_removed_resource_lets_go_of_its_store_and_its_clients_and_can_come_back() {
             resource: RESOURCE,
             disks: Vec::new(),
             machine: Box::new(|_| Box::new(fakes::Fake::default())),
-            peers: BTreeMap::new(),
             meta_bytes: |_| 0,
         };
         node.handle.add_resource(new, reply);

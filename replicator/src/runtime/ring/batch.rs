@@ -102,6 +102,30 @@ impl SendBatch {
         self.len() - self.sent
     }
 
+    /// Copies what comes next into the space, as far as both reach, and counts it as sent. Gives how
+    /// much that was.
+    pub fn copy_out(&mut self, space: &mut [u8]) -> usize {
+        self.close_headers();
+        let (first, mut skip) = self.at;
+        let mut filled = 0;
+        for part in &self.parts[first..] {
+            let bytes = match part {
+                Part::Headers(range) => &self.headers[range.clone()],
+                Part::Payload(payload) => payload.bytes(),
+            };
+            let bytes = &bytes[skip..];
+            skip = 0;
+            let count = bytes.len().min(space.len() - filled);
+            space[filled..filled + count].copy_from_slice(&bytes[..count]);
+            filled += count;
+            if filled == space.len() {
+                break;
+            }
+        }
+        self.advance(filled);
+        filled
+    }
+
     /// Notes that so many bytes were sent.
     pub fn advance(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.left());

@@ -168,6 +168,7 @@ fn growing_is_reported_and_the_store_is_free_once_its_owner_and_the_worker_are_g
                 disk,
                 volume_bytes: 1 << 20,
                 meta_bytes: 8192,
+                layout: Layout::external(),
             },
         );
         assert!(matches!(bench.result(), (1, WorkDone::Grow(Ok(())))));

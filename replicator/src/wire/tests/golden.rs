@@ -92,7 +92,7 @@ fn a_write_is_laid_out_as_the_tables_say() {
         &[3, 0],                                    // volume
         &[2],                                       // kind: copy
         &[1],                                       // flags: FUA
-        &[0, 0, 0, 0],                              // reserved
+        &[4, 0, 0, 0],                              // behind
     ].concat();
     let bytes = head(&write());
     assert_eq!(bytes[..68], expected);
@@ -109,6 +109,8 @@ fn a_rejection_is_laid_out_as_the_tables_say() {
     let mut expected = vec![0; 32];
     expected[0] = 1; // min_version
     expected[2] = 1; // max_version
+    expected[8] = 1; // features
+    expected[16] = 1; // required
     expected[24] = 4; // reason
     assert_eq!(bytes[..8], *b"LkS1\x01\0\x04\0");
     assert_eq!(bytes[12..16], [32, 0, 0, 0]);

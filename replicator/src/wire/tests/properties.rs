@@ -2,9 +2,10 @@
 
 use super::samples::node;
 use super::{CONTEXT, Data, Stream, decoder_for, frame, head, hello, payload, reseal, welcome};
-use crate::core::api::BlockHash;
+use crate::core::api::{BlockHash, ClientError, ClientRequest};
 use crate::core::message::{
-    ClientMark, MAX_RANGES, Message, RangesOf, RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
+    ClientMark, MAX_NUMBERS, MAX_RANGES, MAX_SPAN, Message, NumberEntry, RangesOf, RefuseReason,
+    Seq, SessionId, VolumeRange, WriteKind,
 };
 use crate::wire::encode::kind_of;
 use crate::wire::header::{HEADER_BYTES, RawHeader};
@@ -84,7 +85,63 @@ fn kinds() -> impl Strategy<Value = WriteKind> {
 }
 
 fn marks() -> impl Strategy<Value = ClientMark> {
-    (any::<u64>(), any::<u64>()).prop_map(|(session, number)| ClientMark { session, number })
+    (any::<u64>(), spans()).prop_map(|(session, (number, released))| ClientMark {
+        session,
+        number,
+        released,
+    })
+}
+
+/// A number and the lowest unanswered one.
+fn spans() -> impl Strategy<Value = (u64, u64)> {
+    (any::<u64>(), 0..MAX_SPAN).prop_map(|(number, behind)| (number, number.saturating_sub(behind)))
+}
+
+fn requests() -> impl Strategy<Value = ClientRequest<Data>> {
+    let range = || ranges(1 << 62).prop_map(|at| at.range);
+    prop_oneof![
+        range().prop_map(|range| ClientRequest::Read { range }),
+        (0..1_u64 << 62, data(), any::<bool>()).prop_map(|(offset, data, fua)| {
+            let len = data.0.len() as u64;
+            ClientRequest::Write {
+                range: ByteRange::new(offset, len).expect("made to fit"),
+                data,
+                fua,
+            }
+        }),
+        (range(), any::<bool>(), any::<bool>())
+            .prop_map(|(range, hole, fua)| ClientRequest::Zero { range, hole, fua }),
+        Just(ClientRequest::Flush),
+    ]
+}
+
+/// What a node that follows sends.
+fn from_follower() -> impl Strategy<Value = Message<Data>> {
+    (spans(), any::<bool>(), any::<u16>(), requests()).prop_map(
+        |((number, released), again, volume, request)| Message::Forward {
+            number,
+            released,
+            again,
+            volume: VolumeId(volume),
+            request,
+        },
+    )
+}
+
+/// What it gets.
+fn answers() -> impl Strategy<Value = Message<Data>> {
+    let errors = prop_oneof![
+        Just(ClientError::NotPrimary),
+        Just(ClientError::OutOfRange),
+        Just(ClientError::Io),
+        Just(ClientError::NoSpace),
+        Just(ClientError::Shutdown),
+    ];
+    let results = prop_oneof![
+        option::of(data()).prop_map(Ok),
+        errors.prop_map(Err::<Option<Data>, _>)
+    ];
+    (any::<u64>(), results).prop_map(|(number, result)| Message::Answer { number, result })
 }
 
 fn reasons() -> impl Strategy<Value = RefuseReason> {
@@ -145,6 +202,15 @@ fn openings() -> impl Strategy<Value = Message<Data>> {
                 }
             }),
         reasons().prop_map(|reason| Message::Refuse { reason }),
+        (nodes(), nodes(), any::<u64>(), any::<u64>()).prop_map(|(node, to, session, epoch)| {
+            Message::Attach {
+                node,
+                to,
+                session,
+                epoch: Epoch(epoch),
+            }
+        }),
+        any::<u64>().prop_map(|era| Message::Attached { era: Epoch(era) }),
     ]
 }
 
@@ -211,6 +277,18 @@ fn from_primary() -> impl Strategy<Value = Message<Data>> {
             size_bytes
         }),
         any::<u64>().prop_map(|token| Message::Ping { token }),
+        Just(Message::Settled),
+        (
+            any::<u64>(),
+            vec((marks(), ranges(1 << 62), any::<bool>()), 0..20)
+        )
+            .prop_map(|(era, entries)| Message::Numbers {
+                era: Epoch(era),
+                entries: entries
+                    .into_iter()
+                    .map(|(mark, at, torn)| NumberEntry { mark, at, torn })
+                    .collect(),
+            }),
     ]
 }
 
@@ -238,7 +316,13 @@ fn from_replica() -> impl Strategy<Value = Message<Data>> {
 }
 
 fn messages() -> impl Strategy<Value = Message<Data>> {
-    prop_oneof![openings(), from_primary(), from_replica()]
+    prop_oneof![
+        openings(),
+        from_primary(),
+        from_replica(),
+        from_follower(),
+        answers()
+    ]
 }
 
 fn shown(messages: &[Message<Data>]) -> Vec<String> {
@@ -374,6 +458,10 @@ proptest! {
                 prop_assert!(hashes.len() <= MAX_HASHES);
                 hashes.capacity()
             }
+            Message::Numbers { entries, .. } => {
+                prop_assert!(entries.len() <= MAX_NUMBERS);
+                entries.capacity()
+            }
             Message::Hello { record, .. } | Message::Record { record } => {
                 prop_assert!(record.sizes.len() <= MAX_VOLUMES);
                 record.sizes.capacity()
@@ -383,7 +471,9 @@ proptest! {
         prop_assert!(entries <= body.len() + 8, "{} entries of {} bytes", entries, body.len());
         prop_assert!(payload(message).is_empty());
         let control = matches!(kind, Kind::Hello | Kind::Welcome | Kind::Record | Kind::Refuse);
-        if !control {
+        // The offer of these is read, and written as this node's.
+        let offer = matches!(kind, Kind::Attach | Kind::Attached);
+        if !control && !offer {
             // Fixed layouts have one form only.
             prop_assert_eq!(head(message), bytes);
         }

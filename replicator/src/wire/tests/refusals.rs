@@ -130,7 +130,12 @@ fn before_its_welcome_a_replica_may_only_refuse_fail_and_answer_pings() {
         let result = stream.feed(&frame(&message));
         let allowed = matches!(
             kind,
-            Kind::Welcome | Kind::Refuse | Kind::DiskFailed | Kind::Ping | Kind::Pong
+            Kind::Welcome
+                | Kind::Attached
+                | Kind::Refuse
+                | Kind::DiskFailed
+                | Kind::Ping
+                | Kind::Pong
         );
         assert_eq!(result.is_ok(), allowed, "{name}: {result:?}");
     }
@@ -205,7 +210,7 @@ fn a_newer_peers_hello_of_any_length_is_answered_with_the_versions() {
 #[test]
 fn a_peer_that_requires_unknown_features_is_refused_and_one_that_only_has_them_is_not() {
     let mut bytes = head(&hello());
-    bytes[BODY + 8] = 0b110;
+    bytes[BODY + 8] = 0b111;
     reseal(&mut bytes);
     let mut decoder = decoder_for(Kind::Hello);
     decoder.decode::<Data>(&bytes).expect("only optional");
@@ -213,10 +218,10 @@ fn a_peer_that_requires_unknown_features_is_refused_and_one_that_only_has_them_i
         decoder.negotiated(),
         Some(Negotiated {
             version: VERSION,
-            features: Features::NONE
+            features: Features::NUMBERS
         })
     );
-    bytes[BODY + 16] = 0b100;
+    bytes[BODY + 16] = 0b101;
     reseal(&mut bytes);
     let features = Features(0b100);
     let error = error(Kind::Hello, &bytes);
@@ -295,7 +300,8 @@ fn values_without_a_meaning_are_named() {
     let value = |field, value| WireError::Value { kind, field, value };
     assert_eq!(changed(kind, BODY + 34, &[3]), value("the kind", 3));
     assert_eq!(changed(kind, BODY + 35, &[2]), value("flags", 2));
-    assert_eq!(changed(kind, BODY + 36, &[1]), WireError::Reserved { kind });
+    let field = "the distance to the lowest unanswered number";
+    assert_eq!(changed(kind, BODY + 36, &[0, 0x10]), value(field, 0x1000));
     let kind = Kind::Ranges;
     let value = |field, value| WireError::Value { kind, field, value };
     assert_eq!(changed(kind, BODY, &[2, 32, 1]), value("the node", 32));

@@ -1,9 +1,10 @@
 //! One message of every type and variant.
 
 use super::Data;
-use crate::core::api::BlockHash;
+use crate::core::api::{BlockHash, ClientError, ClientRequest};
 use crate::core::message::{
-    ClientMark, Message, RangesOf, RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
+    ClientMark, Message, NumberEntry, RangesOf, RefuseReason, Seq, SessionId, VolumeRange,
+    WriteKind,
 };
 use vocabulary::{
     ByteRange, DiskId, Epoch, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet, Record,
@@ -70,6 +71,7 @@ pub(super) fn write() -> Message<Data> {
         mark: ClientMark {
             session: 0x1122,
             number: 0x3344,
+            released: 0x3340,
         },
     }
 }
@@ -234,5 +236,85 @@ pub(super) fn all() -> Vec<(&'static str, Message<Data>)> {
         ("DiskFailed", Message::DiskFailed),
         ("Ping", Message::Ping { token: 20 }),
         ("Pong", Message::Pong { token: 20 }),
+    ]
+    .into_iter()
+    .chain(forwarding())
+    .collect()
+}
+
+pub(super) fn attach() -> Message<Data> {
+    Message::Attach {
+        node: node(2),
+        to: node(0),
+        session: 0x1122,
+        epoch: Epoch(0x0e),
+    }
+}
+
+pub(super) fn attached() -> Message<Data> {
+    Message::Attached { era: Epoch(0x0c) }
+}
+
+fn forward(again: bool, request: ClientRequest<Data>) -> Message<Data> {
+    Message::Forward {
+        number: 0x3344,
+        released: 0x3340,
+        again,
+        volume: VolumeId(3),
+        request,
+    }
+}
+
+/// Request numbers and what nodes that follow and primaries say to each other.
+fn forwarding() -> Vec<(&'static str, Message<Data>)> {
+    let range = at(0, 0x1000, 8).range;
+    let write = ClientRequest::Write {
+        range,
+        data: Data(b"payload!".to_vec()),
+        fua: true,
+    };
+    let zero = ClientRequest::Zero {
+        range,
+        hole: true,
+        fua: false,
+    };
+    let entry = |number, torn| NumberEntry {
+        mark: ClientMark {
+            session: 0x1122,
+            number,
+            released: 0x3340,
+        },
+        at: at(3, 0x1000, 0x2000),
+        torn,
+    };
+    let answer = |result| Message::Answer {
+        number: 0x3344,
+        result,
+    };
+    vec![
+        (
+            "Numbers",
+            Message::Numbers {
+                era: Epoch(0x0c),
+                entries: vec![entry(0x3340, false), entry(0x3344, true)],
+            },
+        ),
+        ("Settled", Message::Settled),
+        ("Attach", attach()),
+        ("Attached", attached()),
+        ("Forward, write", forward(false, write)),
+        ("Forward, zero", forward(true, zero)),
+        (
+            "Forward, read",
+            forward(false, ClientRequest::Read { range }),
+        ),
+        ("Forward, flush", forward(true, ClientRequest::Flush)),
+        ("Answer, data", answer(Ok(Some(Data(b"bytes".to_vec()))))),
+        ("Answer, done", answer(Ok(None))),
+        ("Answer, not primary", answer(Err(ClientError::NotPrimary))),
+        ("Answer, range", answer(Err(ClientError::OutOfRange))),
+        ("Answer, error", answer(Err(ClientError::Io))),
+        ("Answer, no space", answer(Err(ClientError::NoSpace))),
+        ("Answer, shutdown", answer(Err(ClientError::Shutdown))),
     ]
 }

@@ -10,6 +10,8 @@ use crate::core::message::{ClientMark, Message, Seq, SessionId, WriteKind};
 use crate::core::status::{DiskState, ReplicationState, Role, Standing, Status};
 use crate::runtime::client::{ClientCommand, ClientConnection, ClientOp, ClientStep, ExportTarget};
 use crate::runtime::disk::{DiskConfig, Engine, MetaPlace};
+use crate::runtime::tls::PeerCredentials;
+use crate::runtime::tls::tests::Authority;
 use socket2::{SockAddr, Socket, Type};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -495,7 +497,11 @@ impl Machine for Fake {
                 };
                 out.push(Action::Send { conn, message });
             }
-            Event::DialFailed { .. } => self.dial_at = Some(now.plus_ms(10)),
+            Event::DialFailed { peer } => {
+                self.dial_at = Some(now.plus_ms(10));
+                // In no test does this happen to a member.
+                out.push(Action::Notice(Notice::Evicted { node: peer }));
+            }
             Event::Disconnected { conn } => {
                 if let Some(node) = self.peer {
                     assert!(self.conn.is_none_or(|known| known == conn));
@@ -574,7 +580,7 @@ impl Machine for Fake {
         None
     }
 
-    fn serves(&self) -> bool {
+    fn takes_clients(&self) -> bool {
         true
     }
 
@@ -587,11 +593,11 @@ impl Machine for Fake {
     }
 }
 
-/// A resource on a store, mirrored to the peer if there is one.
-pub(super) fn machine_of(store: &Store, peer: Option<PeerAddress>) -> NewResource {
+/// A resource on a store, mirrored to node 1 if told so.
+pub(super) fn machine_of(store: &Store, mirrored: bool) -> NewResource {
     let disk = Disk::open(&store.config()).unwrap();
     disk.set_volume_bytes(VOLUME_BYTES).unwrap();
-    let dials = peer.is_some().then(|| node_id(1));
+    let dials = mirrored.then(|| node_id(1));
     NewResource {
         cluster: CLUSTER,
         resource: RESOURCE,
@@ -603,10 +609,6 @@ pub(super) fn machine_of(store: &Store, peer: Option<PeerAddress>) -> NewResourc
                 ..Fake::default()
             })
         }),
-        peers: peer
-            .map(|address| (node_id(1), address))
-            .into_iter()
-            .collect(),
         meta_bytes: |_| 0,
     }
 }
@@ -651,7 +653,7 @@ impl Node {
 
     pub(super) fn with(store: &Store, change: impl FnOnce(&mut PlaneConfig)) -> Self {
         let node = Self::empty("127.0.0.1:0", change);
-        node.add(machine_of(store, None));
+        node.add(machine_of(store, false));
         node
     }
 
@@ -681,6 +683,12 @@ impl Node {
     }
 }
 
+pub(super) type Credentials = Option<Arc<dyn PeerCredentials>>;
+
+pub(super) fn credentials(authority: &Authority, id: u8) -> Credentials {
+    Some(authority.credentials(node_id(id)))
+}
+
 /// A primary that mirrors to a secondary.
 pub(super) struct Cluster {
     pub(super) primary: Node,
@@ -690,17 +698,49 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn pair(here: &Store, there: &Store) -> Self {
-        let secondary = Node::single(there);
+        Self::pair_with(here, there, [None, None])
+    }
+
+    /// A pair whose connections are secured.
+    pub(super) fn secured(here: &Store, there: &Store) -> Self {
+        let authority = Authority::new("ours");
+        Self::pair_with(here, there, [0, 1].map(|id| credentials(&authority, id)))
+    }
+
+    fn pair_with(here: &Store, there: &Store, credentials: [Credentials; 2]) -> Self {
+        let cluster = Self::apart(here, there, credentials);
+        wait_until(|| cluster.primary.client().write(0, &[0]) == Ok(()));
+        cluster
+    }
+
+    /// Two nodes that may not find to each other.
+    pub(super) fn apart(here: &Store, there: &Store, [ours, theirs]: [Credentials; 2]) -> Self {
+        let secondary = Node::with(there, |config| config.credentials = theirs);
         let address = secondary.peer_address;
-        let primary = Node::empty("127.0.0.1:0", |_| {});
-        primary.add(machine_of(here, Some(PeerAddress::Tcp(address))));
-        let cluster = Self {
+        let primary = Node::empty("127.0.0.1:0", |config| config.credentials = ours);
+        // Nobody is at the first address: the next dial takes the second.
+        let nobody = PeerAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let addresses = vec![nobody, PeerAddress::Tcp(address)];
+        primary
+            .handle
+            .set_peers(BTreeMap::from([(node_id(1), addresses)]));
+        primary.add(machine_of(here, true));
+        Self {
             primary,
             secondary: Some(secondary),
             address,
+        }
+    }
+
+    /// Attempts of the primary to reach the secondary that have failed, or ended soon.
+    pub(super) fn failures(&self) -> usize {
+        let failed = |report: &&Report| {
+            matches!(
+                report,
+                Report::Notice(Notice::Evicted { .. } | Notice::PeerLost { .. })
+            )
         };
-        wait_until(|| cluster.primary.client().write(0, &[0]) == Ok(()));
-        cluster
+        self.primary.reports().iter().filter(failed).count()
     }
 
     pub(super) fn stop_secondary(&mut self) {
@@ -709,7 +749,7 @@ impl Cluster {
 
     pub(super) fn start_secondary(&mut self, store: &Store) {
         let node = Node::empty(&self.address.to_string(), |_| {});
-        node.add(machine_of(store, None));
+        node.add(machine_of(store, false));
         self.secondary = Some(node);
     }
 }

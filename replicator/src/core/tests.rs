@@ -104,6 +104,8 @@ struct Cluster {
     beacons: bool,
     mute: Vec<usize>,
     word: bool,
+    /// Answers to forwarded requests are lost.
+    lose_answers: bool,
     sent: Vec<(usize, &'static str, u64)>,
 }
 
@@ -173,6 +175,7 @@ impl Cluster {
             beacons: true,
             mute: Vec::new(),
             word: true,
+            lose_answers: false,
             sent: Vec::new(),
         };
         for node in 0..count {
@@ -324,6 +327,9 @@ impl Cluster {
             Action::Send { conn, message } => {
                 if let Some((a, b)) = self.conns.get(&conn) {
                     let to = if *a == node { *b } else { *a };
+                    if self.lose_answers && matches!(message, Message::Answer { .. }) {
+                        return;
+                    }
                     if let Message::Write {
                         kind: WriteKind::Copy,
                         data,

@@ -130,8 +130,8 @@ impl Failover {
             return false;
         }
         // A primary that this node has only just heard of had no time to send a beacon.
-        let graceless = mutated(Mutation::NoGraceAfterRestart);
-        let other = record.primary.is_some_and(|primary| primary != self.me) && !graceless;
+        let other = record.primary.is_some_and(|primary| primary != self.me);
+        let other = other && !mutated(Mutation::NoGraceAfterRestart);
         !other || now.ms_since(subject.epoch_since) >= self.settings.silence_ms()
     }
 

@@ -355,7 +355,7 @@ impl Outbox {
         );
     }
 
-    /// The same on a secured connection. At most [`SEAL_BYTES`] are sealed at a time, so that a large
+    /// The same on a secured connection. At most `SEAL_BYTES` are sealed at a time, so that a large
     /// backlog does not keep everything else waiting.
     ///
     /// # Errors

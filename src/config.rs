@@ -222,7 +222,6 @@ tuning! {
     peer_timeout_ms: 200, 600_000;
     write_timeout_ms: 500, 600_000;
     evict_after_ms: 0, 600_000;
-    lease_ms: 100, 60_000;
     reconnect_min_ms: 10, 60_000;
     reconnect_max_ms: 10, 600_000;
     propose_again_ms: 50, 10_000;

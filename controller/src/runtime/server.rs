@@ -11,17 +11,21 @@ use super::{FrameError, frame};
 use crate::core::Document;
 use crate::pki::TlsError;
 use serde::Serialize;
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use vocabulary::{ClusterId, NodeId};
 
 /// Connections at a time: 32 nodes with a standing one and a few forwarded commands each.
 const MAX_CONNECTIONS: usize = 128;
+/// Connections at a time that have not said yet who they are.
+const MAX_GREETING: usize = 64;
 /// A connection has to say who it is within this time.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// A standing connection that says nothing for this long is closed; the other side pings.
@@ -44,31 +48,76 @@ pub(super) struct Server {
     pub(super) desk: Option<Desk>,
 }
 
+/// Connections that have not said yet who they are. Of too many the oldest one goes, so that silent ones
+/// keep nobody out: a node says who it is within milliseconds.
+#[derive(Debug)]
+struct Door {
+    visits: AtomicU64,
+    greeting: Mutex<VecDeque<(u64, AbortHandle)>>,
+    places: Semaphore,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self {
+            visits: AtomicU64::new(0),
+            greeting: Mutex::default(),
+            places: Semaphore::new(MAX_CONNECTIONS),
+        }
+    }
+}
+
+impl Door {
+    fn greeting(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, AbortHandle)>> {
+        self.greeting
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    fn next(&self) -> u64 {
+        self.visits.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn enter(&self, visit: u64, task: AbortHandle) {
+        let mut greeting = self.greeting();
+        greeting.push_back((visit, task));
+        if greeting.len() > MAX_GREETING
+            && let Some((_, oldest)) = greeting.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+
+    /// It has said who it is, or ended.
+    fn leave(&self, visit: u64) {
+        self.greeting().retain(|(other, _)| *other != visit);
+    }
+}
+
 impl Server {
     /// Serves all addresses until the end.
     pub(super) async fn run(self, listeners: Vec<TcpListener>) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let door = Arc::new(Door::default());
         let mut all = JoinSet::new();
         for listener in listeners {
-            all.spawn(self.clone().listen(listener, Arc::clone(&places)));
+            all.spawn(self.clone().listen(listener, Arc::clone(&door)));
         }
         while all.join_next().await.is_some() {}
     }
 
-    async fn listen(self, listener: TcpListener, places: Arc<Semaphore>) {
+    async fn listen(self, listener: TcpListener, door: Arc<Door>) {
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, from)) => {
-                    let server = self.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = server.serve(stream).await {
+                    let (server, own) = (self.clone(), Arc::clone(&door));
+                    let visit = door.next();
+                    let task = tokio::spawn(async move {
+                        if let Err(error) = server.serve(stream, &own, visit).await {
                             tracing::debug!(%from, %error, "a controller connection ended");
                         }
-                        drop(place);
+                        own.leave(visit);
                     });
+                    door.enter(visit, task.abort_handle());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "can't accept a controller connection");
@@ -78,7 +127,7 @@ impl Server {
         }
     }
 
-    async fn serve(self, stream: TcpStream) -> Result<(), FrameError> {
+    async fn serve(self, stream: TcpStream, door: &Door, visit: u64) -> Result<(), FrameError> {
         let cluster = self.who.cluster;
         let (stream, caller) = self.who.identity.accept(stream).await?;
         let (mut input, mut output) = tokio::io::split(stream);
@@ -125,6 +174,10 @@ impl Server {
         if !matches!(greeting, FromServer::Welcome { .. }) {
             return Ok(());
         }
+        door.leave(visit);
+        let Ok(_place) = door.places.try_acquire() else {
+            return Err(FrameError::Io(std::io::ErrorKind::QuotaExceeded.into()));
+        };
         tracing::debug!(%node, %name, subscribe, "a controller connected");
         let (answers, mut outbox) = mpsc::channel(ANSWERS);
         let reader = self.read_all(node, input, answers);

@@ -704,3 +704,47 @@ fn two_terms_with_a_restart() {
         ..PLAIN
     });
 }
+
+#[test]
+fn two_terms_in_which_a_voter_leaves() {
+    check(Bounds {
+        name: "a voter leaves",
+        restarts: 0,
+        late: 0,
+        menu: &[Change::Remove(3)],
+        ..PLAIN
+    });
+}
+
+#[test]
+fn two_terms_in_which_a_voter_joins() {
+    check(Bounds {
+        name: "a voter joins, a restart",
+        voters: 2,
+        late: 0,
+        menu: &[Change::Add(3)],
+        ..PLAIN
+    });
+}
+
+#[test]
+fn a_voter_that_answers_before_its_promise_is_durable_is_noticed() {
+    notices(Bounds {
+        name: "answers early",
+        commands: 0,
+        menu: &[],
+        mutation: Some(Mutation::AnswerBeforePersist),
+        ..PLAIN
+    });
+}
+
+#[test]
+fn a_lower_entry_that_is_accepted_is_noticed() {
+    notices(Bounds {
+        name: "lower entry",
+        restarts: 0,
+        late: 0,
+        mutation: Some(Mutation::LowerEntryAccepted),
+        ..PLAIN
+    });
+}

@@ -507,7 +507,7 @@ fn resources_that_can_not_be_are_refused_and_the_daemon_goes_on() {
             &["a", "--size", "1MiB", "--replica", "node1:x.img,y.img"],
             "2 paths for 1 volumes",
         ),
-        (&["a", "--size", "1MiB", "--min-redundancy", "3"], "3"),
+        (&["a", "--size", "1MiB", "--min-redundancy", "4"], "3"),
         (&["a", "--size", "1MiB", "--min-redundancy", "0"], "0"),
     ] {
         let all = [&["resource", "create"], arguments].concat();

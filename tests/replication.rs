@@ -57,10 +57,10 @@ fn a_cut_that_is_shorter_than_the_time_outs_costs_a_pause_and_nothing_else() {
     let before = cluster.r0(1);
     let writers = Writers::start_on(|| cluster.client(1), 0, 2, BLOCKS);
     wait_acknowledged(&writers, 500);
-    cluster.lab().set_link(2, false);
+    cluster.lab().set_deaf(2, true);
     // Not synchronisation: this is how long the cut lasts.
     std::thread::sleep(Duration::from_millis(100));
-    cluster.lab().set_link(2, true);
+    cluster.lab().set_deaf(2, false);
     wait_acknowledged(&writers, writers.acknowledged_writes() + 500);
     let histories = writers.finish();
     assert!(histories.iter().all(|history| history.error.is_none()));

@@ -122,6 +122,15 @@ impl Lab {
         }
     }
 
+    /// Node `k` hears nobody, or everybody again: done by one command, for short cuts.
+    pub(crate) fn set_deaf(&self, k: usize, deaf: bool) {
+        if deaf {
+            self.nft(k, &["add", "rule", "ip", "cut", "in", "drop"]);
+        } else {
+            self.nft(k, &["flush", "chain", "ip", "cut", "in"]);
+        }
+    }
+
     /// Node `k` hears nobody and nobody hears it.
     pub(crate) fn cut_off(&self, k: usize) {
         let others = (1..=self.nodes).filter(|&other| other != k);

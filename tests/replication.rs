@@ -285,6 +285,8 @@ fn with_min_redundancy_2_writes_wait_for_the_second_replica_and_go_on_by_themsel
             "16MiB",
             "--min-redundancy",
             "2",
+            "--replica=node1",
+            "--replica=node2",
         ],
     );
     cluster.must(1, &["promote", "careful", "node1"]);

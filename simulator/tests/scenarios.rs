@@ -162,7 +162,7 @@ fn resync_multiple_interrupt_gets_on_every_time() {
     s.flush(0);
     s.mend(0, 1);
     for _ in 0..5 {
-        s.pass(40);
+        s.pass(20);
         s.break_conns(0, 1);
     }
     s.forget_notices();

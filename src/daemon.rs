@@ -25,6 +25,8 @@ use tokio::sync::watch;
 /// A primary whose disk leaves a request unanswered for so long stops its beacons, and another node takes
 /// over. Longer than a flush takes on a busy disk that is well.
 const DISK_LIMIT_MS: u64 = 5_000;
+/// The same for a data plane that has not turned for so long. A turn takes microseconds.
+const TURN_LIMIT_MS: u64 = 500;
 
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(args: &DaemonArgs) -> Outcome {
@@ -56,11 +58,13 @@ async fn serve(config: Arc<Config>) -> Outcome {
         thread: data_plane,
         plane,
         reports,
+        report,
     } = crate::data::start(&config, &tell)?;
     let engine = PlaneEngine::new(
         data_plane.handle(),
         tell.clone(),
-        config.file.settings.lease_ms,
+        report,
+        TURN_LIMIT_MS,
         DISK_LIMIT_MS,
     );
     let issuer = Issuer::load(&config.file.keys(), &config.identity)?.map(Arc::new);
@@ -152,7 +156,7 @@ fn start_controller(
             .collect(),
         voter: Some(voter),
         consensus: consensus::Settings::default(),
-        failover: failover::Settings::with_lease(config.file.settings.lease_ms),
+        failover: failover::Settings::default(),
         engine,
         run: rand::random(),
     })?)

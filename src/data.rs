@@ -10,7 +10,7 @@ use crate::taken::once_free;
 use anyhow::Context;
 use controller::core::{Node, OnNoQuorum, Policy};
 use replicator::core::Resource;
-use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
+use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings, Terms};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
 use replicator::runtime::disk::places::Places;
@@ -148,11 +148,14 @@ pub(crate) struct Started {
     pub(crate) thread: PlaneThread,
     pub(crate) plane: Arc<DataPlane>,
     pub(crate) reports: mpsc::UnboundedReceiver<PlaneEvent>,
+    /// For more of them.
+    pub(crate) report: mpsc::UnboundedSender<PlaneEvent>,
 }
 
 /// Starts the data plane and its listeners. Called within the runtime that answers come to.
 pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started> {
     let (up, reports) = mpsc::unbounded_channel();
+    let report = up.clone();
     let exports = ExportTable::default();
     let table = exports.clone();
     let told = tell.clone();
@@ -204,6 +207,7 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
         thread,
         plane,
         reports,
+        report,
     })
 }
 
@@ -306,14 +310,20 @@ impl Plane for DataPlane {
         receiver
     }
 
-    fn policy(&self, resource: ResourceId, policy: Policy) {
+    fn policy(&self, resource: ResourceId, policy: Policy, lease_ms: u32) {
+        let errors = policy.on_no_quorum == OnNoQuorum::Error;
         let access = match policy.access {
             controller::core::Access::Exclusive => Access::Exclusive,
             controller::core::Access::Follow => Access::Follow {
                 session: rand::random(),
-                errors: policy.on_no_quorum == OnNoQuorum::Error,
+                errors,
             },
         };
+        let terms = Terms {
+            lease_ms: u64::from(lease_ms),
+            no_quorum_errors: errors,
+        };
+        self.handle.terms(resource, terms);
         self.handle.access(resource, access);
     }
 

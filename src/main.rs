@@ -24,9 +24,11 @@ mod plane;
 mod resources;
 mod secure;
 mod size;
+mod spec;
 mod status;
 mod taken;
 mod view;
+mod who;
 
 use clap::Parser;
 use std::process::ExitCode;

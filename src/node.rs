@@ -4,6 +4,7 @@
 
 mod create;
 mod roles;
+mod shape;
 mod token;
 
 use crate::config::Config;
@@ -13,6 +14,7 @@ use crate::plane::Plane;
 use crate::resources::Resources;
 use crate::size::show_size;
 use crate::view::{ClusterView, LocalView, merge};
+use crate::who::Caller;
 use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, Resource};
 use controller::pki::Issuer;
 use controller::runtime::{FailoverHandle, Forwarded, StoreHandle};
@@ -82,6 +84,25 @@ impl Node {
         self.carry_out(operation, false).await
     }
 
+    /// The same for somebody at the API: the events tell who gave which command, and how it ended.
+    pub(crate) async fn operate_for(
+        &self,
+        caller: Caller,
+        operation: Operation,
+    ) -> Result<Done, Failure> {
+        let told = operation.told();
+        let result = self.operate(operation).await;
+        if let Some((resource, command)) = told {
+            let end = match &result {
+                Ok(_) => "done".to_owned(),
+                Err(failure) => format!("refused: {}", failure.why),
+            };
+            let text = format!("{caller} gave the command {command}: {end}");
+            self.events.push(resource.as_deref(), "command", text);
+        }
+        result
+    }
+
     /// Answers commands that other nodes forward until there are no more.
     pub(crate) async fn answer_forwarded(self: Arc<Self>, mut queue: mpsc::Receiver<Forwarded>) {
         while let Some(asked) = queue.recv().await {
@@ -128,6 +149,13 @@ impl Node {
                 self.create(&name, sizes, &replicas, min_redundancy, policy)
                     .await
             }
+            Operation::SetResource { .. }
+            | Operation::AddReplica { .. }
+            | Operation::RemoveReplica { .. }
+            | Operation::SetTimings { .. }
+            | Operation::RemoveNode { .. }
+            | Operation::Export
+            | Operation::Plan { .. } => self.shape(operation).await,
             Operation::Token { valid_s } => self.token(valid_s, forwarded).await,
             Operation::DeleteResource { name } => self.delete(&name).await,
             Operation::ReplaceDisk {
@@ -293,6 +321,9 @@ impl Node {
         let (views, _) = tokio::join!(self.views(), self.store.catch_up(CATCH_UP_LIMIT));
         let known = self.store.document();
         let mut notes = Vec::new();
+        if self.store.departed() {
+            notes.push("this node was removed from the cluster, and what follows is old: stop its daemon; to join again the machine needs an empty data_directory".to_owned());
+        }
         let document = match (known, self.store.stored()) {
             (Some(document), _) => {
                 if self.store.leader().is_none() {

@@ -357,7 +357,7 @@ impl Node {
         Ok(Done::new(format!("{node} {verb} switched off")))
     }
 
-    async fn change(&self, what: &str, command: StoreCommand) -> Result<(), Failure> {
+    pub(super) async fn change(&self, what: &str, command: StoreCommand) -> Result<(), Failure> {
         match self.store.command(command).await {
             Ok(_) => Ok(()),
             Err(error) => Err(Failure::new(
@@ -369,7 +369,11 @@ impl Node {
     }
 
     /// What a node knows of a resource; `None`: it does not answer.
-    async fn resource_view(&self, node: NodeId, resource: &str) -> Option<LocalResource> {
+    pub(super) async fn resource_view(
+        &self,
+        node: NodeId,
+        resource: &str,
+    ) -> Option<LocalResource> {
         let mut view: LocalView = if node == self.config.node {
             self.resources.view().await
         } else {

@@ -45,6 +45,8 @@ pub(super) struct Known {
     pub(super) leader: watch::Sender<Option<NodeId>>,
     /// This node's voter has been brought up to date since its start.
     pub(super) current: watch::Sender<bool>,
+    /// Another node says that this one was removed from the cluster.
+    pub(super) departed: Arc<AtomicBool>,
     /// This node has a vote: then its voter alone says who leads.
     votes: Arc<AtomicBool>,
 }
@@ -235,6 +237,8 @@ impl Voter {
                 Action::Send { node, envelope } => self.links.consensus(node, envelope),
                 Action::Committed { content, .. } => {
                     self.version = content.version.0;
+                    let election_ms = u64::from(content.timings.election_ms);
+                    self.consensus.set(Settings::with_election(election_ms));
                     self.watch_creations(&content);
                     self.known.learn(content);
                 }

@@ -268,6 +268,12 @@ impl<P: Payload> Resource<P> {
                 (Role::Primary(_), None) => {}
             },
             Event::Access(access) => self.set_access(step, access),
+            Event::Terms(terms) => {
+                self.settings.lease_ms = terms.lease_ms;
+                self.settings.no_quorum_errors = terms.no_quorum_errors;
+                let settings = self.settings;
+                self.as_primary(step, |primary, _| primary.set(settings), |_| ());
+            }
             Event::Record(record) => self.learn(step, record),
             Event::Granted { node, epoch, sent } => self.as_primary(
                 step,
@@ -703,6 +709,12 @@ impl<P: Payload> Resource<P> {
                 .is_some_and(|p| record.primary != Some(p))
         {
             secondary.end_session(step, &mut self.local);
+        }
+        for node in self.local.bound_nodes() {
+            if !record.replicas.contains(node) {
+                // No replica any more: should it become one again it lacks everything.
+                self.local.mark_all(step, node);
+            }
         }
         self.note_members(step, record);
         if let (Role::Primary(primary), Some(before)) = (&mut self.role, &before) {

@@ -570,6 +570,11 @@ impl Plane {
                     self.feed(place, Event::Access(access));
                 }
             }
+            Control::Terms(resource, terms) => {
+                if let Some(place) = self.place_of(resource) {
+                    self.feed(place, Event::Terms(terms));
+                }
+            }
             Control::Peers(addresses) => self.addresses = addresses,
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {

@@ -77,10 +77,12 @@ impl Failover {
             }
             subject.promoting = Some(now);
             subject.ready_since = None;
+            let why = self.why_promoted(now, resource);
             out.push(Action::Promote {
                 resource,
                 drop,
                 over,
+                why,
             });
         }
     }
@@ -180,9 +182,14 @@ impl Failover {
         if !wanted || !again {
             return;
         }
+        let why = match subject.next {
+            _ if !subject.up => Cause::Down,
+            Some(node) => Cause::Moves(node),
+            None => Cause::Standby,
+        };
         if let Some(subject) = self.subjects.get_mut(&resource) {
             subject.demoted_at = Some(now);
-            out.push(Action::Demote { resource });
+            out.push(Action::Demote { resource, why });
         }
     }
 

@@ -19,7 +19,7 @@ impl<P: Payload> Local<P> {
     }
 
     /// Nodes that bits are kept for.
-    pub(super) fn bound_nodes(&self) -> Vec<NodeId> {
+    pub(crate) fn bound_nodes(&self) -> Vec<NodeId> {
         let peers = self
             .volumes
             .first()

@@ -10,6 +10,7 @@ mod copier;
 mod flush;
 mod lease;
 mod membership;
+mod patience;
 mod peers;
 mod repair;
 
@@ -98,6 +99,8 @@ pub(crate) enum Origin {
     Own,
     /// Another node, in the session of the mark.
     Forwarded(ConnId),
+    /// Whoever asked was answered with an error already.
+    Nobody,
 }
 
 /// What goes with a request.
@@ -196,6 +199,8 @@ pub(crate) struct Primary<P> {
     /// For this node's forwarder: answers to what it gave, and what another primary is to answer.
     pub(crate) answered: Vec<(u64, Result<Option<P>, ClientError>)>,
     pub(crate) returned: Vec<Returned<P>>,
+    /// Requests were given up: new ones are refused until nothing of those is under way.
+    refusing: bool,
     last_tick: Time,
     /// Something changed that `maintain` has to look at in full.
     changed: bool,
@@ -242,6 +247,7 @@ impl<P: Payload> Primary<P> {
             attached: Vec::new(),
             answered: Vec::new(),
             returned: Vec::new(),
+            refusing: false,
             last_tick: cx.now(),
             changed: true,
         };
@@ -329,6 +335,7 @@ impl<P: Payload> Primary<P> {
             Stage::Demoting if !mutated(Mutation::ServeAfterDemote) => Some(ClientError::Shutdown),
             _ if volume.index() >= cx.local.volumes() => Some(ClientError::OutOfRange),
             _ if cx.local.failed() => Some(self.disk_error(cx)),
+            _ if self.refusing => Some(ClientError::Io),
             _ => None,
         };
         let (range, body) = match request {
@@ -738,6 +745,7 @@ impl<P: Payload> Primary<P> {
         self.tick_copier(cx);
         self.tick_proposal(cx);
         self.tick_demote(cx);
+        self.tick_patience(cx);
         self.changed = true;
     }
 

@@ -11,7 +11,7 @@ use super::super::ring::{RingError, RingStats};
 use super::super::tls::PeerCredentials;
 use super::super::worker::WorkDone;
 use super::{Pulse, WorkKey};
-use crate::core::api::{Access, Action, Command, CommandError, Event, Notice};
+use crate::core::api::{Access, Action, Command, CommandError, Event, Notice, Terms};
 use crate::core::status::{Standing, Status};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -190,6 +190,7 @@ pub(super) enum Control {
     Remove(ResourceId, Reply<Result<(), PlaneError>>),
     Peers(BTreeMap<NodeId, Vec<PeerAddress>>),
     Access(ResourceId, Access),
+    Terms(ResourceId, Terms),
     Record(Box<Record>),
     Refused {
         resource: ResourceId,
@@ -290,6 +291,11 @@ impl PlaneHandle {
     /// Which nodes take clients' requests of a resource, from now on.
     pub fn access(&self, resource: ResourceId, access: Access) {
         let _ = self.post.send(Control::Access(resource, access));
+    }
+
+    /// What the cluster has agreed on for a resource, from now on.
+    pub fn terms(&self, resource: ResourceId, terms: Terms) {
+        let _ = self.post.send(Control::Terms(resource, terms));
     }
 
     /// A record that is known to be committed, in any order and as often as it likes.

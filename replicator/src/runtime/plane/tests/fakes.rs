@@ -500,7 +500,10 @@ impl Machine for Fake {
             Event::DialFailed { peer } => {
                 self.dial_at = Some(now.plus_ms(10));
                 // In no test does this happen to a member.
-                out.push(Action::Notice(Notice::Evicted { node: peer }));
+                out.push(Action::Notice(Notice::Evicted {
+                    node: peer,
+                    why: crate::core::api::EvictReason::Gone,
+                }));
             }
             Event::Disconnected { conn } => {
                 if let Some(node) = self.peer {

@@ -452,28 +452,31 @@ impl World {
     }
 
     /// One block of a stopped node's metadata rots, or can't be read: the other copy, or the safe
-    /// reading, must do (RULES 11).
+    /// reading, must do (RULES 11). A second one only where it costs the disk its identity: both
+    /// copies of the activity log's last block can't be told from a write that was not finished.
     fn rot_meta(&mut self, node: NodeId, rng: &mut Rng) {
-        self.node_mut(node).meta_damage += 1;
-        self.node_mut(node).meta_rotted = true;
-        let volumes = self.node(node).volumes.len();
-        let volume = VolumeId(u16::try_from(rng.index(volumes)).unwrap_or(0));
-        if let Some(store) = self.node_mut(node).volumes.get_mut(volume.index()) {
-            let blocks = store.meta.blocks();
-            // The first blocks are the superblock's: they deserve attention.
-            let block = if rng.percent(40) {
-                blocks.first().copied()
+        let target = self.node_mut(node);
+        let volume = VolumeId(u16::try_from(rng.index(target.volumes.len())).unwrap_or(0));
+        let Some(store) = target.volumes.get_mut(volume.index()) else {
+            return;
+        };
+        let blocks = store.meta.blocks();
+        // The first blocks are the superblock's: they deserve attention.
+        let block = if rng.percent(40) || target.meta_rots > 0 {
+            blocks.first().copied()
+        } else {
+            rng.pick(&blocks).copied()
+        };
+        if let Some(block) = block {
+            if rng.percent(70) {
+                store.meta.rot(block, rng);
             } else {
-                rng.pick(&blocks).copied()
-            };
-            if let Some(block) = block {
-                if rng.percent(70) {
-                    store.meta.rot(block, rng);
-                } else {
-                    store.meta.spoil(block);
-                }
+                store.meta.spoil(block);
             }
         }
+        target.meta_rots += 1;
+        target.meta_damage += 1;
+        target.meta_rotted = true;
     }
 
     /// Would the data survive the loss of this node's disk? Another member whose disk is sound must

@@ -6,7 +6,7 @@ use crate::engine::Factory;
 use crate::faults::Faults;
 use crate::rng::Rng;
 use crate::rules::{Rule, Violation};
-use crate::world::{Config, World};
+use crate::world::{Config, Follow, World};
 use controller::core::{consensus, failover};
 use replicator::core::api::Settings;
 use std::rc::Rc;
@@ -105,7 +105,17 @@ pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
     let min_redundancy = if nodes > 2 && rng.percent(15) { 2 } else { 1 };
     let mut settings = fast_settings(&mut rng);
     let whole = (kind == Kind::Whole).then(|| whole_of(nodes, &mut settings, &mut rng));
+    let follow = rng.percent(40).then(|| {
+        let errors = rng.percent(25);
+        settings.no_primary_ms = if errors {
+            rng.between(400, 3000)
+        } else {
+            settings.no_primary_ms
+        };
+        Follow { errors }
+    });
     let config = Config {
+        follow,
         whole,
         nodes,
         sizes,

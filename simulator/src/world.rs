@@ -17,7 +17,7 @@ use crate::operator::Operator;
 use crate::rng::Rng;
 use crate::rules::{Rule, Violation};
 use crate::store::{Process, Store};
-use replicator::core::api::{Event, Settings};
+use replicator::core::api::{Access, Event, Settings};
 use replicator::core::message::Message;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -40,9 +40,18 @@ pub struct Config {
     pub min_redundancy: u8,
     /// Of the cores.
     pub settings: Settings,
+    /// Every node takes requests and forwards them (RULES 12); `None`: the primary alone does.
+    pub follow: Option<Follow>,
     /// Whole nodes, with their controllers; `None`: engines with a perfect store and an operator who
     /// promotes.
     pub whole: Option<Whole>,
+}
+
+/// How nodes forward requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Follow {
+    /// What finds no primary for long is answered with an error.
+    pub errors: bool,
 }
 
 /// Something that is going to happen.

@@ -88,10 +88,17 @@ impl World {
         let core = attached.start(now);
         node.incarnation = member.incarnation;
         node.meta_damage = 0;
+        node.meta_rots = 0;
         node.core = Some(core);
         node.clean = false;
         self.say(|| format!("{:?} runs", process.node));
         self.rearm(process.node);
+        if let Some(follow) = self.config.follow {
+            let session = self.rng.draw();
+            let errors = follow.errors;
+            let access = Access::Follow { session, errors };
+            self.feed(process.node, Event::Access(access));
+        }
         if self.is_whole() {
             self.begin_control(process.node);
             return;

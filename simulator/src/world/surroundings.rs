@@ -101,6 +101,9 @@ impl World {
                 {
                     conn.epoch = record.epoch;
                 }
+                if let Message::Answer { number, .. } = &*message {
+                    self.clients.brought = self.clients.sent.get(&(process, *number)).cloned();
+                }
                 Event::Message {
                     conn: id,
                     generation,
@@ -109,6 +112,7 @@ impl World {
             }
         };
         self.feed(process.node, event);
+        self.clients.brought = None;
     }
 
     pub(super) fn dial_done(&mut self, process: Process, peer: NodeId) {

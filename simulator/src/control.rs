@@ -3,6 +3,8 @@
 //! of its own. What voters and beacons say travels over the simulated network and is lost, late,
 //! doubled and overtaken. Mirrors the node's glue, and notes what is committed anywhere.
 
+mod fencing;
+mod joining;
 mod leases;
 mod operator;
 mod voter;
@@ -48,6 +50,8 @@ pub struct Whole {
     pub consensus: consensus::Settings,
     /// Of leases.
     pub failover: failover::Settings,
+    /// Every machine can be switched off by a fence agent.
+    pub agents: bool,
     /// A data plane that stood still for so long is not trusted, in ms.
     pub turn_limit_ms: u64,
     /// Nor one with a disk request that old, in ms.
@@ -98,6 +102,14 @@ pub enum Word {
     Ended,
     /// To fail-over: its time may have come.
     BeaconTick,
+    /// To whoever wanted the node to be switched off, or an operator's word that it is: is it?
+    Shot(NodeId, bool),
+    /// A machine is switched off by a fence agent.
+    SwitchedOff,
+    /// The node looks after its own vote, and tells those that have none what it knows.
+    Rounds,
+    /// To a node without a vote: this is committed; does the sender lead?
+    Told(NodeId, bool, Rc<Document>),
     /// To the engine: something from the controller.
     Engine(Box<api::Event<crate::payload::Stamps>>),
 }
@@ -117,6 +129,7 @@ enum Origin {
     Engine(Generation),
     Declaration,
     Operator,
+    Vote,
 }
 
 #[derive(Clone, Debug)]
@@ -145,7 +158,10 @@ struct Mind {
     asked: BTreeMap<u64, Asked>,
     /// Commands that this voter has taken, by its number.
     jobs: BTreeMap<u64, (Process, u64)>,
-    version: u64,
+    /// The newest document that it knows to be committed.
+    known: Option<Rc<Document>>,
+    /// Who leads, as others say, and when that was said: for a node without a vote.
+    said: Option<(NodeId, Time)>,
     leader: Option<NodeId>,
     current: bool,
     turns: bool,
@@ -160,6 +176,8 @@ struct Seat {
     /// Both copies of the voter's promise, with the number of the write.
     copies: [Slot; 2],
     writes: u64,
+    /// Its voter's identity.
+    voter: VoterId,
     mind: Option<Mind>,
 }
 
@@ -210,7 +228,7 @@ impl Control {
                 control: Vec::new(),
                 replication: Vec::new(),
                 state: NodeState::Online,
-                fencing: None,
+                fencing: whole.agents.then(fencing::agent),
             });
         }
         if let Ok(name) = name("r0".to_owned()) {
@@ -240,6 +258,7 @@ impl Control {
                 Seat {
                     copies: [copy.clone(), copy],
                     writes: 0,
+                    voter: voter.id,
                     mind: None,
                 }
             })
@@ -313,13 +332,12 @@ impl World {
             .iter()
             .flatten()
             .max_by_key(|(number, _)| *number);
-        let Some((_, promise)) = newest.cloned() else {
-            self.broken(
-                Rule::Intact,
-                format!("node {id} has lost its voter's promise"),
-            );
-            return;
+        let promise = match newest.cloned() {
+            Some((_, promise)) => promise,
+            // A blank state is a new voter (section 4).
+            None => Promise::new(seat.blank(random), Document::new(control.newest.cluster)),
         };
+        seat.voter = promise.voter;
         let copy = Some((seat.writes, promise.clone()));
         seat.copies = [copy.clone(), copy];
         seat.mind = Some(Mind {
@@ -329,7 +347,8 @@ impl World {
             pending: None,
             asked: BTreeMap::new(),
             jobs: BTreeMap::new(),
-            version: 0,
+            known: None,
+            said: None,
             leader: None,
             current: false,
             turns: true,
@@ -339,6 +358,8 @@ impl World {
             beacons_armed: None,
         });
         self.arm(id);
+        let process = self.node(id).process();
+        self.after_us(1000, Occurrence::Word(process, Box::new(Word::Rounds)));
         if !witness {
             self.tell_standing(id);
             self.ask(
@@ -412,6 +433,10 @@ impl World {
         if process.run == ANYBODY {
             process = self.node(process.node).process();
         }
+        if let Word::SwitchedOff = word {
+            let loss = crate::faults::random_loss(&mut self.rng);
+            return self.power_off(process.node, loss);
+        }
         if let Word::Engine(event) = word {
             let again = || Occurrence::Word(process, Box::new(Word::Engine(event.clone())));
             if self.awake(process, again).is_some() {
@@ -427,7 +452,7 @@ impl World {
         let Some(id) = self.thinks(process, again) else {
             return;
         };
-        if !matches!(word, Word::VoterTick | Word::BeaconTick) {
+        if !matches!(word, Word::VoterTick | Word::BeaconTick | Word::Rounds) {
             self.say(|| format!("{id:?} : {}", brief(&word)));
         }
         match word {
@@ -472,7 +497,10 @@ impl World {
                 }
                 self.failover(id, failover::Event::Tick);
             }
-            Word::Engine(_) => {}
+            Word::Shot(node, off) => self.shot(id, node, off),
+            Word::Rounds => self.rounds(id),
+            Word::Told(from, leads, document) => self.told(id, from, leads, document),
+            Word::Engine(_) | Word::SwitchedOff => {}
         }
     }
 

@@ -81,6 +81,8 @@ pub struct Weights {
     pub replace: u64,
     /// A data plane's thread stands still for a while.
     pub stall: u64,
+    /// A voter's state is lost.
+    pub forget: u64,
 }
 
 impl Weights {
@@ -101,6 +103,7 @@ impl Weights {
             store: 4,
             replace: 2,
             stall: 0,
+            forget: 0,
         }
     }
 }
@@ -120,6 +123,7 @@ enum Kind {
     Store,
     Replace,
     Stall,
+    Forget,
 }
 
 impl Faults {
@@ -260,6 +264,7 @@ impl Faults {
             (w.store, Kind::Store),
             (w.replace, Kind::Replace),
             (w.stall, Kind::Stall),
+            (w.forget, Kind::Forget),
         ];
         let mut dice = rng.below(table.iter().map(|(weight, _)| weight).sum());
         for (weight, kind) in table {
@@ -318,7 +323,7 @@ impl World {
     fn inflict(&mut self, kind: Kind, node: NodeId, rng: &mut Rng) {
         let vote_only = matches!(
             kind,
-            Kind::Kill | Kind::Power | Kind::Blackout | Kind::Link | Kind::Pause
+            Kind::Kill | Kind::Power | Kind::Blackout | Kind::Link | Kind::Pause | Kind::Forget
         );
         if self.node(node).witness && !vote_only {
             return;
@@ -438,6 +443,13 @@ impl World {
                 node.stalled_since = now;
                 node.stalled_until = vocabulary::Time(now.0 + us * 1000);
             }
+            Kind::Forget => {
+                if self.can_forget() {
+                    self.kill_process(node);
+                    self.forget(node);
+                    self.after_us(us, Occurrence::Repair(Repair::Start(node)));
+                }
+            }
             Kind::Store => {
                 self.store.up = false;
                 self.after_us(us, Occurrence::Repair(Repair::Store));
@@ -535,7 +547,7 @@ impl World {
     }
 }
 
-fn random_loss(rng: &mut Rng) -> Loss {
+pub(crate) fn random_loss(rng: &mut Rng) -> Loss {
     [
         Loss::All,
         Loss::All,

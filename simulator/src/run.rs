@@ -69,15 +69,14 @@ fn whole_of(nodes: u8, settings: &mut Settings, rng: &mut Rng) -> Whole {
         beacon_ms: lease_ms / 5,
         lease_ms,
         stagger_ms: lease_ms / 3,
+        fence_delay_ms: [200, 1000, 3000][rng.index(3)],
         ..failover::Settings::default()
     };
     let election_ms = rng.between(100, 250);
+    let witness = nodes.is_multiple_of(2) && rng.percent(if nodes == 2 { 50 } else { 90 });
     Whole {
-        witnesses: if nodes.is_multiple_of(2) && rng.percent(90) {
-            1
-        } else {
-            0
-        },
+        witnesses: u8::from(witness),
+        agents: nodes == 2 && rng.percent(75),
         consensus: consensus::Settings {
             beat_ms: election_ms / 4,
             election_ms,
@@ -144,6 +143,7 @@ pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
         faults.weights.pause += 15;
         faults.weights.link += 15;
         faults.weights.stall += 10;
+        faults.weights.forget += 4;
     }
     world.start_faults(faults);
     world.start_load();

@@ -46,7 +46,7 @@ impl World {
                 failover::Action::Demote { .. } => {
                     self.failover_command(id, api::Command::Demote, 1);
                 }
-                failover::Action::Fence { .. } => {}
+                failover::Action::Fence { node } => self.shoot(id, node),
             }
         }
         self.arm(id);

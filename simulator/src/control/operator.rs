@@ -21,8 +21,9 @@ impl World {
     pub(crate) fn operate_at_random(&mut self) {
         let Some(control) = &self.control else { return };
         let resource = control.resource;
+        let voters = control.newest.voters.clone();
         let node = self.nodes[self.rng.index(self.replicas())].id;
-        let command = match self.rng.below(6) {
+        let command = match self.rng.below(7) {
             0 | 1 => Command::Up {
                 resource,
                 next: Some(node),
@@ -32,7 +33,12 @@ impl World {
                 next: None,
             },
             3 => Command::Down { resource },
-            4 => Command::SetNodeState {
+            // It asks for its vote again.
+            4 if voters.len() >= 3 => match self.rng.pick(&voters) {
+                Some(voter) => Command::RemoveVoter { id: voter.id },
+                None => return,
+            },
+            5 => Command::SetNodeState {
                 node,
                 state: NodeState::Standby,
             },
@@ -54,6 +60,7 @@ impl World {
         if patient {
             return;
         }
+        self.confirm_dead();
         for node in &document.nodes {
             if node.state != NodeState::Online {
                 let state = NodeState::Online;

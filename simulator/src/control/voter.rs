@@ -35,7 +35,7 @@ impl World {
                     self.write(id);
                 }
                 Action::Send { node, envelope } => self.post(id, node, Word::Envelope(envelope)),
-                Action::Committed { content, .. } => self.learned(id, content),
+                Action::Committed { content, .. } => self.learned(id, Rc::new(content)),
                 Action::Answer {
                     id: CommandId(job),
                     decision,
@@ -63,16 +63,7 @@ impl World {
                 return;
             }
         }
-        let Some(mind) = self.mind(id) else { return };
-        let (leader, current) = (mind.voter.leader(), mind.voter.is_current());
-        let led = std::mem::replace(&mut mind.leader, leader);
-        let was_current = std::mem::replace(&mut mind.current, current);
-        if led != leader {
-            self.pass(id, Lane::VoterToBeacons, Word::Leader(leader.is_some()));
-        }
-        if current && !was_current {
-            self.pass(id, Lane::VoterToBeacons, Word::Current);
-        }
+        self.tell_leader(id);
         self.arm(id);
     }
 
@@ -122,15 +113,18 @@ impl World {
         self.voter(id, Event::Persisted(number));
     }
 
-    /// This node's voter knows that a document is committed.
-    pub(super) fn learned(&mut self, id: NodeId, content: Document) {
-        let content = Rc::new(content);
+    /// This node's voter knows that a document is committed, or another node says so.
+    pub(super) fn learned(&mut self, id: NodeId, content: Rc<Document>) {
         self.observe(&content);
         let Some(mind) = self.mind(id) else { return };
-        if content.version.0 <= mind.version && mind.version > 0 {
+        if mind
+            .known
+            .as_ref()
+            .is_some_and(|known| content.version <= known.version)
+        {
             return;
         }
-        mind.version = content.version.0;
+        mind.known = Some(Rc::clone(&content));
         self.pass(
             id,
             Lane::VoterToBeacons,
@@ -238,8 +232,7 @@ impl World {
         };
         let command = asked.command.clone();
         let declares = matches!(asked.origin, Origin::Declaration);
-        let leader = mind.voter.leader();
-        match leader {
+        match self.leader_known_to(id) {
             Some(leader) if leader == id => self.take(id, process, number, command),
             Some(leader) => self.post(id, leader, Word::Ask(process, number, command)),
             None => self.again(id, number, AGAIN_MS),

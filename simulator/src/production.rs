@@ -14,7 +14,9 @@ use replicator::store::{
 use std::fmt::Write as _;
 use std::hash::Hasher;
 use std::io;
-use vocabulary::{ByteRange, Epoch, Generation, Member, NodeId, NodeSet, Time, VolumeId};
+use vocabulary::{
+    ByteRange, Epoch, Generation, HistoryId, Member, NodeId, NodeSet, Time, VolumeId,
+};
 
 /// Makes production cores.
 #[derive(Debug)]
@@ -208,6 +210,11 @@ impl Core for Driven {
 
     fn answers_until(&self) -> Time {
         self.core.answers_until()
+    }
+
+    fn known(&self) -> Option<(Epoch, HistoryId)> {
+        let record = self.core.record()?;
+        Some((record.epoch, record.history))
     }
 
     fn generation(&self) -> Generation {

@@ -46,6 +46,7 @@ impl Stage {
     #[must_use]
     pub fn of(nodes: u8, bytes: u64, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
+            follow: None,
             whole: None,
             nodes,
             sizes: vec![bytes],

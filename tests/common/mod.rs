@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod command;
+pub(crate) mod disk;
 pub(crate) mod fio;
 pub(crate) mod lab;
 pub(crate) mod loops;

@@ -318,7 +318,7 @@ fn key_value(word: &str) -> Result<(String, String), String> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Grow a volume on all its replicas, online; clients see it when they reconnect
+    /// Grow a volume on all its replicas, online; clients that ask for the size see it
     Resize {
         /// RESOURCE, or RESOURCE/VOLUME
         volume: String,

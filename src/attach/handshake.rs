@@ -71,12 +71,12 @@ impl std::fmt::Display for Server {
     }
 }
 
-/// Why an export can't be opened.
+/// Why an export can't be opened; the causes are told by whoever prints the chain.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    #[error("no connection to the NBD server at {server}: {source}")]
+    #[error("no connection to the NBD server at {server}")]
     Connect { server: Server, source: io::Error },
-    #[error("the NBD server breaks off: {0}")]
+    #[error("the NBD server breaks off")]
     Io(#[from] io::Error),
     #[error("what answers there is no NBD server with options (fixed newstyle)")]
     NotNbd,

@@ -144,6 +144,8 @@ pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> 
                 said.clear();
             }
             Verdict::Wait(why) => {
+                // What is to be done is said after the first line.
+                let why = why.lines().next().unwrap_or_default().to_owned();
                 if said != why {
                     eprintln!("lockstep: {name}: connections are lost: {why}; trying again");
                     said = why;
@@ -153,9 +155,7 @@ pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> 
             Verdict::Never(why) => {
                 // It may have been detached this very moment.
                 let _ = device.disconnect();
-                anyhow::bail!(
-                    "{name} is ended: {why}\n  to do: unmount it, then detach and attach it again"
-                );
+                anyhow::bail!("{name} is ended: {why}\n  to do: unmount it, then attach it again");
             }
         }
     }

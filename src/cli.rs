@@ -1,5 +1,6 @@
 //! The command line's grammar. What a command does is in `commands`.
 
+use crate::attach::{Attached, Server, VolumeName};
 use crate::operation::{AccessMode, MetadataSpec, NoQuorum, TimingsSpec};
 use crate::size::{parse_duration, parse_size};
 use clap::{ArgGroup, Args, Parser, Subcommand};
@@ -101,6 +102,13 @@ pub(crate) enum Command {
     Resync(Awaited),
     /// Throw away a replica's data and copy it anew
     Invalidate(InvalidateArgs),
+    /// Make a volume a block device of this machine, and print the device's name
+    Attach(AttachArgs),
+    /// Unmake a block device that `attach` made; it must not be in use
+    Detach {
+        /// RESOURCE, RESOURCE/VOLUME, or the device
+        target: Attached,
+    },
     /// Print the metadata of a backing store (not of a running daemon's)
     DumpMetadata {
         /// The store, or its metadata file
@@ -131,6 +139,58 @@ pub(crate) struct DemoArgs {
     /// Run this by `sh -c` with NBD_URI, NBD_URI_1..N and LOCKSTEP_DIR set, then stop and exit with its status
     #[arg(long, value_name = "CMD")]
     pub(crate) exec: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// RESOURCE (its volume 0) or RESOURCE/VOLUME
+    pub(crate) volume: VolumeName,
+    /// The device: /dev/nbdX, with --fuse /dev/loopX; by default the first free one
+    pub(crate) device: Option<PathBuf>,
+    /// Without the kernel's NBD client: by nbdfuse and a loop device. It does not connect again
+    #[arg(long)]
+    pub(crate) fuse: bool,
+    /// NBD server to connect to instead of the node's own, without asking a daemon: IP:PORT, or a unix socket's path
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) server: Option<Server>,
+    /// With --server: connect again when the connection is lost. Only for follow access, and not after `promote --accept-data-loss`
+    #[arg(long, requires = "server", conflicts_with = "fuse")]
+    pub(crate) reconnect: bool,
+    /// Connections, so that requests need not wait for each other
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) connections: u8,
+    /// Logical block size: 512, 1024, 2048 or 4096 bytes
+    #[arg(long, default_value_t = 4096, value_parser = block_size)]
+    pub(crate) block_size: u32,
+    /// A request without an answer is sent again after so many seconds, on another connection; 0: never. Longer than the cluster takes to decide that a node is lost
+    #[arg(
+        long,
+        default_value_t = 20,
+        value_name = "SECONDS",
+        conflicts_with = "fuse"
+    )]
+    pub(crate) timeout: u32,
+    /// Requests fail after so many seconds without any connection
+    #[arg(
+        long,
+        default_value_t = 120,
+        value_name = "SECONDS",
+        conflicts_with = "fuse"
+    )]
+    pub(crate) dead_timeout: u32,
+    /// Stay until the device is detached, and tell systemd when it is there
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Started by `attach` itself: stay, but leave the terminal
+    #[arg(long, hide = true, conflicts_with = "foreground")]
+    pub(crate) background: bool,
+}
+
+fn block_size(word: &str) -> Result<u32, String> {
+    match word.parse() {
+        Ok(bytes @ (512 | 1024 | 2048 | 4096)) => Ok(bytes),
+        _ => Err(format!("\"{word}\" is not 512, 1024, 2048 or 4096")),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -316,7 +376,7 @@ fn key_value(word: &str) -> Result<(String, String), String> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Grow a volume on all its replicas, online; clients see it when they reconnect
+    /// Grow a volume on all its replicas, online; clients that ask for the size see it
     Resize {
         /// RESOURCE, or RESOURCE/VOLUME
         volume: String,
@@ -444,6 +504,13 @@ mod tests {
             "lockstep resync r0 node2 --wait",
             "lockstep invalidate r0 node2",
             "lockstep dump-metadata r0.img",
+            "lockstep attach r0",
+            "lockstep attach r0/1 /dev/nbd3 --connections 2 --block-size 512 --timeout 5 --dead-timeout 60 --foreground",
+            "lockstep attach r0 /dev/loop7 --fuse",
+            "lockstep attach r0 --server 10.0.0.1:10809 --reconnect",
+            "lockstep attach r0 --server /run/nbd.sock --fuse",
+            "lockstep detach r0/1",
+            "lockstep detach /dev/nbd3",
             "lockstep dump-metadata /dev/sdb --device-size 100GiB",
         ] {
             if let Err(error) = parse(line) {
@@ -477,6 +544,19 @@ mod tests {
             ("lockstep verify r0 --stop --repair", "--repair"),
             ("lockstep invalidate r0", "<NODE>"),
             ("lockstep daemon", "--config"),
+            ("lockstep attach", "<VOLUME>"),
+            ("lockstep attach r0/x", "\"r0/x\" is not a volume"),
+            (
+                "lockstep attach r0 --server alpha",
+                "\"alpha\" is not an address",
+            ),
+            ("lockstep attach r0 --reconnect", "--server"),
+            (
+                "lockstep attach r0 --block-size 4095",
+                "\"4095\" is not 512",
+            ),
+            ("lockstep attach r0 --fuse --timeout 3", "--timeout"),
+            ("lockstep detach", "<TARGET>"),
             ("lockstep join --config lockstep.toml", "<TOKEN>"),
             ("lockstep token --valid soon", "\"soon\" is not a time"),
             ("lockstep node fencing node1", "--agent"),

@@ -56,8 +56,10 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(path: Option<&Path>) -> Self {
+        let path = path.unwrap_or(Path::new(DEFAULT_SOCKET));
         Self {
-            path: path.unwrap_or(Path::new(DEFAULT_SOCKET)).to_owned(),
+            // A command that stays changes its directory.
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
         }
     }
 

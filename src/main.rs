@@ -5,6 +5,7 @@
 //! wrong; `demo --exec` exits with its command's status.
 
 mod api;
+mod attach;
 mod cli;
 mod client;
 mod commands;

@@ -3,6 +3,7 @@
 //! refusal says what, why and what to do.
 
 mod create;
+mod export;
 mod roles;
 mod shape;
 mod token;
@@ -165,6 +166,7 @@ impl Node {
                 metadata,
             } => self.replace_disk(&resource, &node, &paths, metadata).await,
             Operation::ListResources => self.list(),
+            Operation::FindExport { resource, volume } => self.find_export(&resource, volume),
             Operation::Promote {
                 ref resource,
                 ref node,

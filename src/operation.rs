@@ -4,6 +4,8 @@
 use crate::spec::Spec;
 use controller::core::{Access, NodeState, OnNoQuorum, Policy, Timings};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// Something to do. Nodes, resources and volumes are named as people name them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +67,8 @@ pub(crate) enum Operation {
     },
     /// Every resource with its replicas' places.
     ListResources,
+    /// Where the node that is asked exports a volume ([`ExportPlace`]).
+    FindExport { resource: String, volume: u16 },
     /// A node becomes primary.
     Promote {
         resource: String,
@@ -432,6 +436,25 @@ impl Failure {
             remedy: remedy.into(),
         }
     }
+}
+
+/// Where a node exports a volume, and what a client that lost its connection compares before it goes
+/// on with the disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExportPlace {
+    /// The node that was asked.
+    pub(crate) node: String,
+    /// The resource's id.
+    pub(crate) id: String,
+    pub(crate) access: Access,
+    /// Changes with every promotion.
+    pub(crate) epoch: u64,
+    /// Changes when acknowledged writes may have been lost.
+    pub(crate) history: String,
+    pub(crate) primary: Option<String>,
+    pub(crate) nbd_socket: Option<PathBuf>,
+    pub(crate) nbd_listen: Vec<SocketAddr>,
+    pub(crate) data_directory: PathBuf,
 }
 
 /// An answer of the listing.

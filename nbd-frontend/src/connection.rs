@@ -185,7 +185,7 @@ impl Connection {
         out: &mut Vec<u8>,
     ) -> Option<Step> {
         match self.phase {
-            Phase::RequestHeader => self.request(rest, out),
+            Phase::RequestHeader => self.request(rest, exports, out),
             Phase::PayloadSkip { left, answer } => {
                 let left = skip(rest, left);
                 if left > 0 {
@@ -255,7 +255,12 @@ impl Connection {
     }
 
     /// The next request, from its header on. The hot path.
-    fn request(&mut self, rest: &mut &[u8], out: &mut Vec<u8>) -> Option<Step> {
+    fn request(
+        &mut self,
+        rest: &mut &[u8],
+        exports: &dyn Exports,
+        out: &mut Vec<u8>,
+    ) -> Option<Step> {
         if self.in_flight >= self.limits.max_in_flight
             || self.in_flight_bytes >= self.limits.max_in_flight_bytes
             || out.len() >= self.limits.max_unsent_bytes
@@ -272,8 +277,8 @@ impl Connection {
         if raw.is_disconnect() {
             return Some(self.close(CloseReason::Disconnected));
         }
-        let checked = match &self.terms {
-            Some(terms) if !self.shutting_down => terms.check(&raw),
+        let checked = match &mut self.terms {
+            Some(terms) if !self.shutting_down => terms.check_now(&raw, exports),
             _ => Err(Rejection::SHUTTING_DOWN),
         };
         match checked {

@@ -1,7 +1,7 @@
 //! Requests of the transmission phase: what they are, and which of them an export takes. Checking
 //! is pure; what a rejected request costs (its reply, its payload) is the connection's matter.
 
-use crate::export::ExportInfo;
+use crate::export::{ExportInfo, Exports};
 use crate::wire::{REQUEST_MAGIC, command, command_flag as flag};
 use crate::{CloseReason, NbdError};
 
@@ -196,6 +196,27 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// As [`check`](Self::check). Where it goes past the end, the export may have grown since it was
+    /// opened: a client that has learnt of that need not connect again.
+    pub(crate) fn check_now(
+        &mut self,
+        raw: &RawRequest,
+        exports: &dyn Exports,
+    ) -> Result<Request, Rejection> {
+        let checked = self.check(raw);
+        let end = raw.offset.checked_add(u64::from(raw.length));
+        if checked.is_ok() || end.is_some_and(|end| end <= self.export.size_bytes) {
+            return checked;
+        }
+        match exports.find(&self.export.name) {
+            Ok(now) if now.size_bytes > self.export.size_bytes => {
+                self.export.size_bytes = now.size_bytes;
+                self.check(raw)
+            }
+            _ => checked,
+        }
+    }
+
     /// The request, if it fits the export. "Request types", "Error values", "Block size constraints".
     pub(crate) fn check(&self, raw: &RawRequest) -> Result<Request, Rejection> {
         let (command, allowed) = match raw.command {

@@ -6,8 +6,9 @@ use common::message::*;
 use common::session::Session;
 use common::{Catalog, R0_BYTES};
 use nbd_frontend::{
-    CloseReason, Command, CommandFlags, DATA_CHUNK_HEADER_BYTES, Limits, NbdError, Outcome,
-    Request, SIMPLE_REPLY_BYTES, Step,
+    CloseReason, Command, CommandFlags, Connection, DATA_CHUNK_HEADER_BYTES, ExportError,
+    ExportInfo, ExportListing, Exports, Limits, NbdError, Outcome, Request, SIMPLE_REPLY_BYTES,
+    Step,
 };
 
 /// The one request that the session handed out last.
@@ -274,6 +275,37 @@ fn the_last_byte_of_the_export_is_served() {
         session.feed(&request(0, READ, 1, offset, length));
         assert_eq!(last(&session).offset, offset);
     }
+}
+
+/// `r0`, which becomes larger.
+struct Growing(std::cell::Cell<u64>);
+
+impl Exports for Growing {
+    fn list(&self) -> Vec<ExportListing> {
+        Vec::new()
+    }
+
+    fn find(&self, name: &str) -> Result<ExportInfo, ExportError> {
+        Ok(ExportInfo::new(name, self.0.get()))
+    }
+}
+
+#[test]
+fn an_export_that_has_grown_is_served_to_its_new_end_without_a_new_connection() {
+    let exports = Growing(R0_BYTES.into());
+    let mut out = Vec::new();
+    let mut connection = Connection::new(Limits::default(), &mut out);
+    let mut feed = |bytes: &[u8]| connection.receive(bytes, &exports, &mut out).1;
+    assert_eq!(feed(&CLIENT_FLAGS), Step::NeedMore);
+    assert_eq!(feed(&option(EXPORT_NAME, b"r0")), Step::Opened);
+    let beyond = request(0, READ, 1, R0_BYTES, 512);
+    assert_eq!(feed(&beyond), Step::Answered, "an error");
+    exports.0.set(2 * R0_BYTES);
+    assert!(matches!(feed(&beyond), Step::Request(_)));
+    let last = request(0, READ, 2, 2 * R0_BYTES - 512, 512);
+    assert!(matches!(feed(&last), Step::Request(_)));
+    let past = request(0, READ, 3, 2 * R0_BYTES - 511, 512);
+    assert_eq!(feed(&past), Step::Answered, "an error");
 }
 
 #[test]

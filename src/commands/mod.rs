@@ -32,6 +32,8 @@ pub(crate) fn run(cli: Cli) -> Outcome {
             Operation::Token { valid_s: valid },
             json,
         )),
+        Command::Attach(args) => block_on(crate::attach::attach(&client, args, json)),
+        Command::Detach { target } => crate::attach::detach(&target, json),
         Command::DumpMetadata { file, device_size } => {
             node_files::dump_metadata(&file, device_size)
         }

@@ -5,14 +5,17 @@
 
 pub(crate) mod cluster;
 pub(crate) mod command;
+pub(crate) mod disk;
 pub(crate) mod fio;
 pub(crate) mod lab;
 pub(crate) mod loops;
+pub(crate) mod mariadb;
 pub(crate) mod nbd;
 pub(crate) mod ports;
 pub(crate) mod stamps;
 pub(crate) mod status;
 pub(crate) mod tls;
+pub(crate) mod vm;
 
 use std::time::{Duration, Instant};
 

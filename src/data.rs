@@ -3,16 +3,17 @@
 
 use crate::config::Config;
 use crate::engine::Tell;
-use crate::nbd::{ExportTable, NbdProtocol};
+use crate::nbd::{self, ExportTable, NbdProtocol};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
 use controller::core::{Node, OnNoQuorum, Policy};
-use replicator::core::Resource;
+use nbd_frontend::TlsMode;
 use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
+use replicator::core::{Regions, Resource};
 use replicator::runtime::disk::places::Places;
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
@@ -38,8 +39,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vocabulary::{
-    ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId, Time,
-    VolumeId,
+    ByteRange, ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId,
+    Time, VolumeId,
 };
 
 /// A primary that is being closed gets this long to demote.
@@ -125,6 +126,14 @@ impl Machine for Driven {
 
     fn takes_clients(&self) -> bool {
         self.0.takes_clients()
+    }
+
+    fn unsettled(&self, now: Time, volume: VolumeId, range: ByteRange) -> Option<Regions> {
+        self.0.unsettled(now, volume, range)
+    }
+
+    fn out_of_sync(&self, volume: VolumeId, range: ByteRange) -> Option<Regions> {
+        self.0.out_of_sync(volume, range)
     }
 
     fn standing(&self) -> Standing {
@@ -220,16 +229,45 @@ fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyho
             .with_context(|| format!("can't listen on {address} for the other nodes' replicas"))?;
         handle.listen_peers(OwnedFd::from(peers), config.cluster);
     }
-    let nbd = || {
+    listen_nbd(config, handle, exports)
+}
+
+fn listen_nbd(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyhow::Result<()> {
+    let files = config.file.nbd_tls.as_ref();
+    let tls = files
+        .map(nbd::tls::load)
+        .transpose()
+        .context("NBD can't be encrypted ([nbd_tls])")?;
+    let nbd = |required| {
         Box::new(NbdProtocol {
             exports: exports.clone(),
+            tls_mode: match &tls {
+                None => TlsMode::Off,
+                Some(_) if required => TlsMode::Require,
+                Some(_) => TlsMode::On,
+            },
+            tls: tls.clone(),
         })
     };
+    let required = files.is_some_and(|files| files.required);
+    let outside = config
+        .file
+        .nbd_listen
+        .iter()
+        .find(|address| !address.ip().is_loopback());
+    if let Some(address) = outside
+        && files.is_none_or(|files| !files.required || files.client_ca.is_none())
+    {
+        tracing::warn!(
+            %address,
+            "NBD clients from other machines need to prove nothing: whoever reaches this address can read and write every disk"
+        );
+    }
     for address in &config.file.nbd_listen {
         let listener = bind(address).with_context(|| {
             format!("can't listen on {address} for NBD clients; free the port or change nbd_listen")
         })?;
-        handle.listen_clients(OwnedFd::from(listener), nbd());
+        handle.listen_clients(OwnedFd::from(listener), nbd(required));
     }
     if let Some(path) = &config.file.nbd_socket {
         // The data directory's lock is held: a socket that is there is a dead daemon's.
@@ -241,7 +279,8 @@ fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyho
         }
         let listener = UnixListener::bind(path)
             .with_context(|| format!("can't listen on {} for NBD clients", path.display()))?;
-        handle.listen_clients(OwnedFd::from(listener), nbd());
+        // It is guarded by the permissions of its directory.
+        handle.listen_clients(OwnedFd::from(listener), nbd(false));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod disk;
+mod look;
 pub mod mailbox;
 pub mod peer;
 pub mod plane;

@@ -4,6 +4,7 @@
 //! replication.
 
 mod actions;
+mod block_status;
 mod clients;
 mod handle;
 mod peers;
@@ -17,10 +18,12 @@ pub use handle::{
 };
 pub use pulse::Pulse;
 
+use self::block_status::StatusKey;
 use self::handle::Control;
 use super::client::{Client, ClientOp, ClientProtocol};
 use super::disk::Disk;
 use super::disk::io::{DiskIo, JobId, Outcome, Request};
+use super::look::Looker;
 use super::mailbox::{Mailbox, mailbox};
 use super::peer::{CrcCache, Peer, PeerAddress};
 use super::pool::{Pool, PoolBuf};
@@ -132,6 +135,7 @@ struct Plane {
     pool: Pool,
     io: DiskIo<DiskKey>,
     worker: Worker<WorkKey>,
+    looker: Looker<StatusKey>,
     mailbox: Mailbox<Control>,
     report: ReportSink,
     now: Time,
@@ -240,6 +244,8 @@ impl Plane {
         let pulse = handle.pulse();
         let ring = Ring::new()?;
         let pool = Pool::new(config.pool_bytes, config.keep_bytes);
+        let for_looker = handle.clone();
+        let looker = Looker::start(move |key, holes| for_looker.looked(key, holes))?;
         let worker = Worker::start(pool.clone(), move |key, done| {
             handle.work(key, done);
         })?;
@@ -259,6 +265,7 @@ impl Plane {
             io: DiskIo::new(pool.clone()),
             pool,
             worker,
+            looker,
             mailbox,
             report: config.report,
             now: boot_time(),
@@ -632,6 +639,7 @@ impl Plane {
                 });
             }
             Control::Work(key, done) => self.work_done(key, done),
+            Control::Looked(key, holes) => self.looked(&key, holes),
             Control::Shutdown => self.begin_shutdown(),
         }
     }

@@ -11,6 +11,7 @@ mod flush;
 mod lease;
 mod membership;
 mod peers;
+mod regions;
 mod repair;
 
 use super::Outstanding;
@@ -39,6 +40,7 @@ use vocabulary::{ByteRange, Epoch, NodeId, NodeSet, Record, Time, VolumeId};
 pub(crate) use attached::Forwarded;
 pub(crate) use membership::next_history;
 pub(crate) use peers::{Link, Peer};
+pub use regions::Regions;
 
 /// What a step of the primary works on.
 pub(crate) struct Cx<'a, 'b, P> {

@@ -7,9 +7,10 @@ use super::super::client::{
 };
 use super::super::pool::PoolBuf;
 use super::super::ring::{Op, sys};
-use super::super::socket::{Received, append, shut};
+use super::super::socket::{Outbox, Received, append, shut, shut_sending};
+use super::super::tls::{Opened, Tls};
 use super::{Listener, Pending, Plane, Token};
-use crate::core::api::{ClientError, ClientRequest, Event, RequestId};
+use crate::core::api::{ClientError, ClientRequest, Event, Payload as _, RequestId};
 use nix::errno::Errno;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -104,7 +105,7 @@ impl Plane {
         }
     }
 
-    fn mark_client(&mut self, index: usize) {
+    pub(super) fn mark_client(&mut self, index: usize) {
         if !std::mem::replace(&mut self.clients[index].dirty, true) {
             self.dirty_clients.push(index);
         }
@@ -115,17 +116,31 @@ impl Plane {
             return;
         };
         client.dirty = false;
-        client
-            .outbox
-            .flush(&mut self.ring, &client.fd, Token::ClientSend(index));
-        self.end_client(index);
+        let token = Token::ClientSend(index);
+        let flushed = match &mut client.tls {
+            None => {
+                client.outbox.flush(&mut self.ring, &client.fd, token);
+                Ok(())
+            }
+            Some(tls) => client
+                .outbox
+                .flush_secured(tls, &mut self.ring, &client.fd, token),
+        };
+        if flushed.is_err() {
+            self.kill_client(index);
+        } else {
+            self.end_client(index);
+        }
     }
 
     pub(super) fn client_received(&mut self, index: usize, op: Op, result: Result<usize, Errno>) {
         let client = &mut self.clients[index];
         match client.inbox.received(op, result) {
+            Ok(Received::Bytes(_) | Received::Nothing) if client.leaving && !client.dead => {
+                self.see_client_off(index);
+            }
             Ok(Received::Bytes(_) | Received::Nothing) if !client.dead => self.pump_client(index),
-            Ok(Received::End) if !client.dead => {
+            Ok(Received::End) if !client.dead && !client.leaving => {
                 // It may still read: what is in flight is answered.
                 self.close_client(index);
             }
@@ -145,15 +160,61 @@ impl Plane {
             .is_err()
         {
             self.kill_client(index);
+        } else if client.tls.is_some() {
+            self.flush_client(index);
         } else {
             self.end_client(index);
+        }
+    }
+
+    /// Begins TLS once what was to be said in the clear is said.
+    fn secure_client(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        let tls = client.protocol.tls().map(|config| Tls::accepting(&config));
+        client.securing = false;
+        let Some(Ok(tls)) = tls else {
+            tracing::error!("a client connection can't be secured");
+            return self.kill_client(index);
+        };
+        client.inbox.secure();
+        client.outbox = Outbox::secured();
+        client.tls = Some(Box::new(tls));
+        self.pump_client(index);
+    }
+
+    /// Opens the next record of a secured connection.
+    fn open_record(&mut self, index: usize) -> Parsed {
+        let client = &mut self.clients[index];
+        let Some(tls) = &mut client.tls else {
+            return Parsed::NeedMore;
+        };
+        let opened = client.inbox.open(tls, &self.pool);
+        if tls.wants_to_send() {
+            self.mark_client(index);
+        }
+        match opened {
+            Ok(Opened::Plaintext) => Parsed::GoOn,
+            Ok(Opened::NeedMore) => Parsed::NeedMore,
+            Ok(Opened::Closed) => {
+                self.close_client(index);
+                Parsed::Stop
+            }
+            Err(error) => {
+                tracing::info!(%error, "a client connection is given up: TLS");
+                // What tells the client so still leaves.
+                self.close_client(index);
+                Parsed::Stop
+            }
         }
     }
 
     /// Takes requests out of what was received until more must come or something must end.
     pub(super) fn pump_client(&mut self, index: usize) {
         loop {
-            let parsed = self.parse_client(index);
+            let mut parsed = self.parse_client(index);
+            if matches!(parsed, Parsed::NeedMore) {
+                parsed = self.open_record(index);
+            }
             let Some(client) = self.clients.get_mut(index) else {
                 return;
             };
@@ -179,7 +240,7 @@ impl Plane {
 
     fn parse_client(&mut self, index: usize) -> Parsed {
         let client = &mut self.clients[index];
-        if client.closing || client.dead || client.inbox.is_armed() {
+        if client.closing || client.dead || client.securing || client.inbox.is_armed() {
             return Parsed::Stop;
         }
         if !matches!(client.gate, Gate::Open) {
@@ -218,6 +279,11 @@ impl Plane {
             ClientStep::NeedMore => Parsed::NeedMore,
             ClientStep::Answered => Parsed::GoOn,
             ClientStep::AtLimit => Parsed::Stalled,
+            ClientStep::Secure => {
+                client.securing = true;
+                self.mark_client(index);
+                Parsed::Stop
+            }
             ClientStep::Opened(target) => {
                 client.target = Some(target);
                 client.deadline = None;
@@ -257,6 +323,9 @@ impl Plane {
                 return self.answer(index, &op, result);
             }
         };
+        if let ClientCommand::Status { .. } = op.command {
+            return self.ask_status(place, volume, index, op);
+        }
         let request = match (op.command, data) {
             (ClientCommand::Write, Some(data)) => ClientRequest::Write {
                 range: op.range,
@@ -271,7 +340,9 @@ impl Plane {
                 hole,
                 fua: op.fua,
             },
-            (ClientCommand::Flush | ClientCommand::Nothing, _) => ClientRequest::Flush,
+            (ClientCommand::Flush | ClientCommand::Status { .. } | ClientCommand::Nothing, _) => {
+                ClientRequest::Flush
+            }
         };
         let serial = client.serial;
         let id = self.requests.insert(Pending {
@@ -330,15 +401,16 @@ impl Plane {
         if client.dead {
             return;
         }
-        let (outcome, data) = match result {
-            Ok(data) => (Ok(()), data),
-            Err(error) => (Err(error), None),
-        };
-        let headers = client.outbox.batch.headers();
-        if client.protocol.reply(op, outcome, headers)
-            && let Some(data) = data
-        {
-            append(&mut client.outbox.batch, data);
+        match result {
+            Ok(Some(data)) => client.reply_data(op, data),
+            other => {
+                let outcome = other.map(|_| ());
+                let headers = client.outbox.batch.headers();
+                client.protocol.reply(op, outcome, headers);
+            }
+        }
+        if (client.closing || client.hanging_up) && client.in_flight == 0 {
+            client.deadline = Some(self.now.plus_ms(LINGER_MS));
         }
         self.mark_client(index);
     }
@@ -374,12 +446,42 @@ impl Plane {
     /// Closes what is to be closed and has nothing left to say; forgets what is over.
     fn end_client(&mut self, index: usize) {
         let client = &mut self.clients[index];
-        if client.closing && !client.dead && client.outbox.is_idle() && client.in_flight == 0 {
-            client.dead = true;
-            shut(&client.fd);
+        let is_quiet = !client.dead && client.outbox.is_idle() && client.in_flight == 0;
+        if is_quiet && client.securing && !client.closing {
+            return self.secure_client(index);
         }
+        if is_quiet && client.hanging_up && !client.closing && client.inbox.is_read() {
+            return self.close_client(index);
+        }
+        if is_quiet && client.closing && !client.leaving {
+            client.leaving = true;
+            match &mut client.tls {
+                Some(tls) => {
+                    tls.close();
+                    return self.mark_client(index);
+                }
+                None => self.see_client_off(index),
+            }
+        } else if is_quiet && client.leaving && client.tls.is_some() && !client.dirty {
+            client.tls = None;
+            self.see_client_off(index);
+        }
+        let client = &mut self.clients[index];
         if client.is_over() && !client.dirty {
             self.clients.remove(index);
+        }
+    }
+
+    /// Says that all was sent, and waits for the client to go.
+    fn see_client_off(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        shut_sending(&client.fd);
+        if !client.inbox.is_armed() {
+            client.inbox.discard();
+            let token = Token::ClientRecv(index);
+            client
+                .inbox
+                .arm(&mut self.ring, &self.pool, &client.fd, token);
         }
     }
 
@@ -508,7 +610,8 @@ impl Plane {
             };
             let late = client.deadline.is_some_and(|at| at <= self.now);
             // A closing client's requests in flight still run to their end; their replies don't.
-            if late && !client.dead && (!client.closing || client.in_flight == 0) {
+            let ends = client.closing || client.hanging_up;
+            if late && !client.dead && (!ends || client.in_flight == 0) {
                 self.kill_client(index);
             }
         }
@@ -535,27 +638,63 @@ impl Plane {
     /// Takes no more requests of a resource's clients; what is in flight is answered first.
     pub(super) fn hang_up(&mut self, resource: ResourceId) {
         for index in 0..self.clients.capacity() {
-            if let Some(client) = self.clients.get_mut(index)
-                && client.target.is_some_and(|t| t.resource == resource)
+            if self
+                .clients
+                .get(index)
+                .is_some_and(|client| client.target.is_some_and(|t| t.resource == resource))
             {
-                client.protocol.shut_down();
-                self.close_client(index);
+                self.hang_up_client(index);
             }
+        }
+    }
+
+    /// What is asked from now on is refused in the protocol's own words.
+    fn hang_up_client(&mut self, index: usize) {
+        let deadline = self.now.plus_ms(LINGER_MS);
+        let client = &mut self.clients[index];
+        client.protocol.shut_down();
+        if client.write.is_some() || !matches!(client.gate, Gate::Open) {
+            // Half a request, or none yet: there is nothing to say.
+            return self.close_client(index);
+        }
+        if !client.closing && !std::mem::replace(&mut client.hanging_up, true) {
+            client.deadline = Some(deadline);
+            self.pump_client(index);
+            self.mark_client(index);
         }
     }
 
     pub(super) fn shut_clients_down(&mut self) {
         for index in 0..self.clients.capacity() {
-            if let Some(client) = self.clients.get_mut(index) {
-                client.protocol.shut_down();
-                self.close_client(index);
+            if self.clients.contains(index) {
+                self.hang_up_client(index);
             }
         }
     }
 }
 
 impl Client {
-    const fn end(&mut self, op: &ClientOp) {
+    fn reply_data(&mut self, op: &ClientOp, data: PoolBuf) {
+        let mut from = 0;
+        let send = loop {
+            let headers = self.outbox.batch.headers();
+            let piece = self.protocol.reply_data(op, data.bytes(), from, headers);
+            let Some(next) = piece.next else {
+                break piece.send;
+            };
+            let part = data.slice(piece.send.start, piece.send.len());
+            append(&mut self.outbox.batch, part);
+            from = next;
+        };
+        let last = if send.len() == data.len() {
+            data
+        } else {
+            data.slice(send.start, send.len())
+        };
+        append(&mut self.outbox.batch, last);
+    }
+
+    pub(super) const fn end(&mut self, op: &ClientOp) {
         self.in_flight -= 1;
         self.in_flight_bytes -= op.payload_bytes();
     }

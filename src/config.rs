@@ -40,6 +40,8 @@ pub(crate) struct NodeFile {
     pub(crate) nbd_listen: Vec<SocketAddr>,
     /// The same on a unix socket.
     pub(crate) nbd_socket: Option<PathBuf>,
+    /// NBD may be had from other machines without encryption.
+    pub(crate) nbd_insecure: bool,
     /// Encryption of NBD; `None`: there is none.
     pub(crate) nbd_tls: Option<NbdTls>,
     /// Limits and time-outs of the engine.
@@ -400,6 +402,7 @@ impl NodeFile {
             secure_replication: raw.tls.replication,
             reach,
             nbd_listen: nbd::listen(&check, &raw.nbd_listen, anywhere)?,
+            nbd_insecure: raw.nbd_insecure,
             nbd_tls,
             nbd_socket: check.socket("nbd_socket", raw.nbd_socket.as_ref(), &data_directory)?,
             settings,

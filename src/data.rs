@@ -3,13 +3,12 @@
 
 use crate::config::Config;
 use crate::engine::Tell;
-use crate::nbd::{self, ExportTable, NbdProtocol};
+use crate::nbd::{self, ExportTable};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
 use controller::core::{Node, OnNoQuorum, Policy};
-use nbd_frontend::TlsMode;
 use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
@@ -32,7 +31,6 @@ use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -216,7 +214,7 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
     })
 }
 
-fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
     once_free(
         || TcpListener::bind(&address),
         |error| error.kind() == io::ErrorKind::AddrInUse,
@@ -229,60 +227,7 @@ fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyho
             .with_context(|| format!("can't listen on {address} for the other nodes' replicas"))?;
         handle.listen_peers(OwnedFd::from(peers), config.cluster);
     }
-    listen_nbd(config, handle, exports)
-}
-
-fn listen_nbd(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyhow::Result<()> {
-    let files = config.file.nbd_tls.as_ref();
-    let tls = files
-        .map(nbd::tls::load)
-        .transpose()
-        .context("NBD can't be encrypted ([nbd_tls])")?;
-    let nbd = |required| {
-        Box::new(NbdProtocol {
-            exports: exports.clone(),
-            tls_mode: match &tls {
-                None => TlsMode::Off,
-                Some(_) if required => TlsMode::Require,
-                Some(_) => TlsMode::On,
-            },
-            tls: tls.clone(),
-        })
-    };
-    let required = files.is_some_and(|files| files.required);
-    let outside = config
-        .file
-        .nbd_listen
-        .iter()
-        .find(|address| !address.ip().is_loopback());
-    if let Some(address) = outside
-        && files.is_none_or(|files| !files.required || files.client_ca.is_none())
-    {
-        tracing::warn!(
-            %address,
-            "NBD clients from other machines need to prove nothing: whoever reaches this address can read and write every disk"
-        );
-    }
-    for address in &config.file.nbd_listen {
-        let listener = bind(address).with_context(|| {
-            format!("can't listen on {address} for NBD clients; free the port or change nbd_listen")
-        })?;
-        handle.listen_clients(OwnedFd::from(listener), nbd(required));
-    }
-    if let Some(path) = &config.file.nbd_socket {
-        // The data directory's lock is held: a socket that is there is a dead daemon's.
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("can't use {}", path.display()));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(path)
-            .with_context(|| format!("can't listen on {} for NBD clients", path.display()))?;
-        // It is guarded by the permissions of its directory.
-        handle.listen_clients(OwnedFd::from(listener), nbd(false));
-    }
-    Ok(())
+    nbd::listen::start(&config.file, handle, exports)
 }
 
 impl Plane for DataPlane {

@@ -1,6 +1,7 @@
 //! NBD on the data plane: translates between the NBD frontend's pure connection and what the data
 //! plane asks of a client protocol, and keeps the list of exports. Knows nothing of sockets.
 
+pub(crate) mod listen;
 pub(crate) mod tls;
 
 use nbd_frontend::{

@@ -14,6 +14,7 @@ use std::io;
 use vocabulary::*;
 
 mod follow;
+mod regions;
 
 const SIZE: u64 = 64 << 20;
 

@@ -168,6 +168,16 @@ pub(super) const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 /// Bytes of replies that wait for a client to read them, at which its requests are not read further.
 pub(super) const MAX_UNSENT_BYTES: usize = 64 << 20;
 
+/// While memory is scarce each connection has at least this much of it, in bytes.
+pub(super) const MIN_SHARE_BYTES: u64 = 256 << 10;
+
+/// Requests with more payload than this leave a quarter of the memory to others, in bytes: however many
+/// large replies wait for clients that don't take them, small requests get through.
+pub(super) const LARGE_BYTES: usize = 1 << 20;
+
+/// When others wait for memory, a client that takes none of its replies for this long is closed, in ms.
+pub(super) const STUCK_MS: u64 = 10_000;
+
 /// A client that has not opened an export after this long is closed, in ms.
 pub(super) const HANDSHAKE_MS: u64 = 30_000;
 
@@ -220,8 +230,10 @@ pub(super) struct Client {
     pub(super) protocol: Box<dyn ClientConnection>,
     pub(super) target: Option<ExportTarget>,
     pub(super) gate: Gate,
-    /// The write whose payload is being received.
-    pub(super) write: Option<ClientOp>,
+    /// The write whose payload is being received, or a read for which there is no memory yet.
+    pub(super) held: Option<ClientOp>,
+    /// Replies that it had taken, and since when no more than these.
+    pub(super) seen_sent: (u64, Time),
     pub(super) in_flight: u64,
     pub(super) in_flight_bytes: u64,
     /// Not read further until something in flight is done.
@@ -254,7 +266,8 @@ impl Client {
             protocol,
             target: None,
             gate: Gate::Open,
-            write: None,
+            held: None,
+            seen_sent: (0, now),
             in_flight: 0,
             in_flight_bytes: 0,
             stalled: false,
@@ -267,9 +280,16 @@ impl Client {
         }
     }
 
-    /// May another request be taken?
-    pub(super) fn at_limit(&self) -> bool {
-        self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES || self.outbox.unsent() >= MAX_UNSENT_BYTES
+    /// May no other request be taken? `share`: bytes for each connection while memory is scarce.
+    pub(super) fn at_limit(&self, share: Option<u64>) -> bool {
+        let unsent = self.outbox.unsent();
+        let all = || {
+            let unsent = u64::try_from(unsent).unwrap_or(u64::MAX);
+            self.in_flight_bytes.saturating_add(unsent)
+        };
+        self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES
+            || unsent >= MAX_UNSENT_BYTES
+            || share.is_some_and(|share| all() >= share)
     }
 
     /// Has everything that had come up to this count been handed to the core?

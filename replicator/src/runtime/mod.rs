@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod disk;
+pub mod inherited;
 mod look;
 pub mod mailbox;
 pub mod peer;

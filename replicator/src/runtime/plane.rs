@@ -115,6 +115,8 @@ enum Listener {
         fd: Fd,
         protocol: Box<dyn ClientProtocol>,
         armed: bool,
+        /// Others hold the socket too.
+        shared: bool,
     },
     Peers {
         fd: Fd,
@@ -149,6 +151,10 @@ struct Plane {
     /// Counts dials, so that each takes another address.
     dials: usize,
     requests: Slab<Pending>,
+    /// Payload bytes of the reads among them.
+    read_bytes: usize,
+    /// A client had to wait for memory since this was last looked at.
+    scarce: bool,
     commands: BTreeMap<CommandId, (Place, Reply<Result<(), PlaneError>>)>,
     /// Used again for each event.
     actions: Vec<Action<PoolBuf>>,
@@ -278,6 +284,8 @@ impl Plane {
             addresses: BTreeMap::new(),
             dials: 0,
             requests: Slab::new(),
+            read_bytes: 0,
+            scarce: false,
             commands: BTreeMap::new(),
             actions: Vec::new(),
             events: VecDeque::new(),
@@ -623,12 +631,16 @@ impl Plane {
                 peers: self.peers.len(),
                 ..self.stats
             }),
-            Control::ListenClients(fd, protocol) => {
-                let fd = Arc::new(fd);
+            Control::ListenClients {
+                listener,
+                protocol,
+                shared,
+            } => {
                 self.listen(Listener::Clients {
-                    fd,
+                    fd: Arc::new(listener),
                     protocol,
                     armed: false,
+                    shared,
                 });
             }
             Control::ListenPeers(fd, cluster) => {
@@ -684,8 +696,12 @@ impl Plane {
     fn begin_shutdown(&mut self) {
         self.shutdown = Some(self.now.plus_ms(SHUTDOWN_MS));
         for (_, listener) in &self.listeners {
-            let (Listener::Clients { fd, .. } | Listener::Peers { fd, .. }) = listener;
-            super::socket::shut(fd);
+            match listener {
+                Listener::Clients { shared: true, .. } => {}
+                Listener::Clients { fd, .. } | Listener::Peers { fd, .. } => {
+                    super::socket::shut(fd);
+                }
+            }
         }
         self.shut_clients_down();
     }

@@ -2,8 +2,8 @@
 //! replying, and the order between connections of one export (RULES 12).
 
 use super::super::client::{
-    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, Gate, LINGER_MS,
-    MAX_UNSENT_BYTES, Pending as Behind, SETTLE_MS,
+    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, Gate, LARGE_BYTES,
+    LINGER_MS, MAX_UNSENT_BYTES, MIN_SHARE_BYTES, Pending as Behind, SETTLE_MS, STUCK_MS,
 };
 use super::super::pool::PoolBuf;
 use super::super::ring::{Op, sys};
@@ -88,11 +88,11 @@ impl Plane {
         let serial = self.next_serial();
         match self.listeners.get_mut(index) {
             Some(Listener::Clients { protocol, .. }) => {
-                if self.clients.len() >= MAX_CLIENTS {
+                let client = Client::new(serial, fd, protocol.as_mut(), self.now);
+                if self.clients.len() >= MAX_CLIENTS && !self.make_way() {
                     tracing::warn!(limit = MAX_CLIENTS, "too many client connections");
                     return;
                 }
-                let client = Client::new(serial, fd, protocol.as_mut(), self.now);
                 let index = self.clients.insert(client);
                 self.mark_client(index);
                 self.pump_client(index);
@@ -103,6 +103,21 @@ impl Plane {
             }
             None => {}
         }
+    }
+
+    /// Ends the connection that has been in its handshake for the longest time, so that those who say
+    /// nothing keep nobody out; false where there is none.
+    fn make_way(&mut self) -> bool {
+        let undecided = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.target.is_none() && !client.dead)
+            .min_by_key(|(_, client)| client.serial);
+        let Some((index, _)) = undecided else {
+            return false;
+        };
+        self.kill_client(index);
+        true
     }
 
     pub(super) fn mark_client(&mut self, index: usize) {
@@ -246,21 +261,12 @@ impl Plane {
         if !matches!(client.gate, Gate::Open) {
             return Parsed::Stop;
         }
-        if let Some(op) = client.write {
-            if !client.inbox.in_payload() {
-                let len = usize::try_from(op.range.len).unwrap_or(usize::MAX);
-                if !client.inbox.begin_payload(&self.pool, len) {
-                    return Parsed::Stalled;
-                }
-            }
-            let Some(data) = client.inbox.take_payload() else {
-                return Parsed::NeedMore;
-            };
-            client.write = None;
-            self.submit(index, op, Some(data));
-            return Parsed::GoOn;
+        if let Some(op) = client.held {
+            return self.go_on_with(index, op);
         }
-        if client.at_limit() {
+        let share = self.share();
+        let client = &mut self.clients[index];
+        if client.at_limit(share) {
             return Parsed::Stalled;
         }
         if client.inbox.input().is_empty() {
@@ -293,12 +299,16 @@ impl Plane {
             }
             ClientStep::Request(op) => {
                 client.begin(&op);
+                if op.command == ClientCommand::Read {
+                    client.held = Some(op);
+                    return self.go_on_with(index, op);
+                }
                 self.submit(index, op, None);
                 Parsed::GoOn
             }
             ClientStep::Write(op) => {
                 client.begin(&op);
-                client.write = Some(op);
+                client.held = Some(op);
                 Parsed::GoOn
             }
             ClientStep::Close => {
@@ -306,6 +316,54 @@ impl Plane {
                 Parsed::Stop
             }
         }
+    }
+
+    /// A read waits for memory, a write for its payload too.
+    fn go_on_with(&mut self, index: usize, op: ClientOp) -> Parsed {
+        let len = usize::try_from(op.range.len).unwrap_or(usize::MAX);
+        let has_room = self.clients[index].inbox.in_payload() || self.has_room(len);
+        let client = &mut self.clients[index];
+        let data = if op.command == ClientCommand::Read {
+            if !has_room {
+                self.scarce = true;
+                return Parsed::Stalled;
+            }
+            None
+        } else {
+            let begun = client.inbox.in_payload()
+                || has_room && client.inbox.begin_payload(&self.pool, len);
+            if !begun {
+                self.scarce = true;
+                return Parsed::Stalled;
+            }
+            let Some(data) = client.inbox.take_payload() else {
+                return Parsed::NeedMore;
+            };
+            Some(data)
+        };
+        client.held = None;
+        self.submit(index, op, data);
+        Parsed::GoOn
+    }
+
+    /// Is there memory for a payload? Reads count twice once they have their buffers, which is cheaper
+    /// than to know.
+    fn has_room(&self, len: usize) -> bool {
+        let used = self.pool.used_bytes().saturating_add(self.read_bytes);
+        let limit = self.pool.limit_bytes();
+        let kept = if len > LARGE_BYTES { limit / 4 } else { 0 };
+        used == 0 || used.saturating_add(len) <= limit - kept
+    }
+
+    /// What each connection may use once half of the memory is in use; before that there is no limit to
+    /// it.
+    fn share(&self) -> Option<u64> {
+        let half = self.pool.limit_bytes() / 2;
+        let is_scarce = self.pool.used_bytes() > half;
+        is_scarce.then(|| {
+            let share = half / self.clients.len().max(1);
+            u64::try_from(share).map_or(MIN_SHARE_BYTES, |share| share.max(MIN_SHARE_BYTES))
+        })
     }
 
     /// Hands a request to the core.
@@ -345,6 +403,7 @@ impl Plane {
             }
         };
         let serial = client.serial;
+        self.read_bytes += read_bytes(&op);
         let id = self.requests.insert(Pending {
             client: index,
             serial,
@@ -381,6 +440,7 @@ impl Plane {
             return;
         };
         let Pending { client, serial, op } = self.requests.remove(key);
+        self.read_bytes -= read_bytes(&op);
         if self
             .clients
             .get(client)
@@ -420,8 +480,8 @@ impl Plane {
         let client = &mut self.clients[index];
         if !client.closing {
             client.closing = true;
-            if let Some(op) = client.write.take() {
-                // Its payload never came as a whole: the request was never made.
+            if let Some(op) = client.held.take() {
+                // There was no memory for it, or its payload never came as a whole: the request was never made.
                 client.end(&op);
             }
             client.stalled = false;
@@ -604,10 +664,23 @@ impl Plane {
     }
 
     pub(super) fn scan_clients(&mut self) {
+        let scarce = std::mem::take(&mut self.scarce);
         for index in 0..self.clients.capacity() {
-            let Some(client) = self.clients.get(index) else {
+            let Some(client) = self.clients.get_mut(index) else {
                 continue;
             };
+            let sent = client.outbox.sent_bytes();
+            if client.outbox.unsent() == 0 || sent != client.seen_sent.0 {
+                client.seen_sent = (sent, self.now);
+            } else if scarce && !client.dead && self.now.ms_since(client.seen_sent.1) >= STUCK_MS {
+                tracing::info!(
+                    ms = STUCK_MS,
+                    "a client that takes no replies is disconnected: others wait for its memory"
+                );
+                self.kill_client(index);
+                continue;
+            }
+            let client = &self.clients[index];
             let late = client.deadline.is_some_and(|at| at <= self.now);
             // A closing client's requests in flight still run to their end; their replies don't.
             let ends = client.closing || client.hanging_up;
@@ -628,8 +701,14 @@ impl Plane {
             {
                 // The core answers no more: requests in flight are forgotten with the connection.
                 let serial = client.serial;
-                self.requests
-                    .retain(|_, request| request.client != index || request.serial != serial);
+                let read_bytes_left = &mut self.read_bytes;
+                self.requests.retain(|_, request| {
+                    let stays = request.client != index || request.serial != serial;
+                    if !stays {
+                        *read_bytes_left -= read_bytes(&request.op);
+                    }
+                    stays
+                });
                 self.kill_client(index);
             }
         }
@@ -653,7 +732,7 @@ impl Plane {
         let deadline = self.now.plus_ms(LINGER_MS);
         let client = &mut self.clients[index];
         client.protocol.shut_down();
-        if client.write.is_some() || !matches!(client.gate, Gate::Open) {
+        if client.held.is_some() || !matches!(client.gate, Gate::Open) {
             // Half a request, or none yet: there is nothing to say.
             return self.close_client(index);
         }
@@ -670,6 +749,14 @@ impl Plane {
                 self.hang_up_client(index);
             }
         }
+    }
+}
+
+/// Bytes that a read will bring.
+fn read_bytes(op: &ClientOp) -> usize {
+    match op.command {
+        ClientCommand::Read => usize::try_from(op.range.len).unwrap_or(usize::MAX),
+        _ => 0,
     }
 }
 

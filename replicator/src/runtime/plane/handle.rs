@@ -209,7 +209,11 @@ pub(super) enum Control {
     Command(ResourceId, Command, Reply<Result<(), PlaneError>>),
     Status(Reply<Vec<(ResourceId, Status)>>),
     Stats(Reply<PlaneStats>),
-    ListenClients(OwnedFd, Box<dyn ClientProtocol>),
+    ListenClients {
+        listener: OwnedFd,
+        protocol: Box<dyn ClientProtocol>,
+        shared: bool,
+    },
     ListenPeers(OwnedFd, ClusterId),
     Work(WorkKey, WorkDone),
     Looked(StatusKey, Regions),
@@ -344,9 +348,19 @@ impl PlaneHandle {
         let _ = self.post.send(Control::Stats(reply));
     }
 
-    /// Serves clients on a listening socket (TCP or unix).
-    pub fn listen_clients(&self, listener: OwnedFd, protocol: Box<dyn ClientProtocol>) {
-        let _ = self.post.send(Control::ListenClients(listener, protocol));
+    /// Serves clients on a listening socket (TCP or unix). `shared`: other processes hold it too, and it
+    /// goes on without this one.
+    pub fn listen_clients(
+        &self,
+        listener: OwnedFd,
+        protocol: Box<dyn ClientProtocol>,
+        shared: bool,
+    ) {
+        let _ = self.post.send(Control::ListenClients {
+            listener,
+            protocol,
+            shared,
+        });
     }
 
     /// Takes connections of the cluster's other nodes on a listening socket (TCP or unix).

@@ -673,10 +673,10 @@ impl Node {
         let handle = thread.handle();
         let clients = TcpListener::bind("127.0.0.1:0").unwrap();
         let client_address = clients.local_addr().unwrap();
-        handle.listen_clients(clients.into(), Box::new(LineProtocol));
+        handle.listen_clients(clients.into(), Box::new(LineProtocol), false);
         let dir = tempfile::tempdir().unwrap();
         let unix = UnixListener::bind(dir.path().join("nbd.sock")).unwrap();
-        handle.listen_clients(unix.into(), Box::new(LineProtocol));
+        handle.listen_clients(unix.into(), Box::new(LineProtocol), false);
         let peers = TcpListener::bind(peer_address).unwrap();
         let peer_address = peers.local_addr().unwrap();
         handle.listen_peers(peers.into(), CLUSTER);

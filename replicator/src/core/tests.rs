@@ -15,6 +15,7 @@ use vocabulary::*;
 
 mod follow;
 mod leases;
+mod regions;
 mod terms;
 
 const SIZE: u64 = 64 << 20;

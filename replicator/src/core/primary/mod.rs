@@ -12,6 +12,7 @@ mod lease;
 mod membership;
 mod patience;
 mod peers;
+mod regions;
 mod repair;
 mod requests;
 
@@ -41,6 +42,7 @@ use vocabulary::{ByteRange, Epoch, NodeId, NodeSet, Record, Time, VolumeId};
 pub(crate) use attached::Forwarded;
 pub(crate) use membership::next_history;
 pub(crate) use peers::{Link, Peer};
+pub use regions::Regions;
 
 /// What a step of the primary works on.
 pub(crate) struct Cx<'a, 'b, P> {

@@ -45,6 +45,18 @@ pub(crate) enum Command {
         config: PathBuf,
         /// What `lockstep token` printed
         token: String,
+        /// In the place of the node of this name, which was lost before the cluster was recovered
+        #[arg(long)]
+        rejoin: bool,
+    },
+    /// A majority of the voters is lost for good: make a new cluster of this node alone; its daemon must not run
+    Recover {
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// What other nodes have written or decided without this one may be lost for good
+        #[arg(long)]
+        accept_data_loss: bool,
     },
     /// Nodes, resources and replicas as they are now
     Status {
@@ -462,6 +474,9 @@ mod tests {
             "lockstep token",
             "lockstep token --valid 10m",
             "lockstep join --config lockstep.toml lsjoin1_x",
+            "lockstep join --config lockstep.toml lsjoin1_x --rejoin",
+            "lockstep recover --config lockstep.toml",
+            "lockstep recover --config lockstep.toml --accept-data-loss",
             "lockstep status",
             "lockstep status r0 --json --watch",
             "lockstep --socket S status",
@@ -557,6 +572,7 @@ mod tests {
             ),
             ("lockstep attach r0 --fuse --timeout 3", "--timeout"),
             ("lockstep detach", "<TARGET>"),
+            ("lockstep recover", "--config"),
             ("lockstep join --config lockstep.toml", "<TOKEN>"),
             ("lockstep token --valid soon", "\"soon\" is not a time"),
             ("lockstep node fencing node1", "--agent"),

@@ -412,12 +412,12 @@ impl NodeFile {
 
     /// Where this node's voter keeps its promise.
     pub(crate) fn promise_path(&self) -> PathBuf {
-        self.data_directory.join("configuration")
+        self.data_directory.join(crate::successor::PROMISE)
     }
 
     /// Where the cluster's nodes are kept, as this node last knew them.
     pub(crate) fn nodes_path(&self) -> PathBuf {
-        self.data_directory.join("nodes.json")
+        self.data_directory.join(crate::successor::NODES)
     }
 
     /// Where this node's keys lie.

@@ -4,13 +4,14 @@
 use crate::api;
 use crate::cli::DaemonArgs;
 use crate::commands::Outcome;
-use crate::config::Config;
+use crate::config::{Config, NodeFile};
 use crate::engine::{PlaneEngine, Tell};
 use crate::events::Events;
 use crate::lock::DirectoryLock;
 use crate::membership;
 use crate::node::Node;
 use crate::resources::Resources;
+use crate::successor;
 use anyhow::Context;
 use controller::core::consensus::{self, VoterId};
 use controller::core::{Document, failover};
@@ -30,8 +31,10 @@ const TURN_LIMIT_MS: u64 = 500;
 
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(args: &DaemonArgs) -> Outcome {
+    let directory = NodeFile::load(&args.config)?.data_directory;
+    let _lock = DirectoryLock::take(&directory)?;
+    successor::finish(&directory)?;
     let config = Config::load(&args.config)?;
-    let _lock = DirectoryLock::take(&config.file.data_directory)?;
     log_to_stderr();
     raise_descriptor_limit();
     if args.exit_with_parent {

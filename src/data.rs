@@ -688,6 +688,7 @@ fn attach_all(
     }
     let expected = Expected {
         cluster,
+        former: &request.former,
         resource: request.resource,
         node,
         boot_id,

@@ -42,6 +42,8 @@ const FORWARD_LIMIT: Duration = Duration::from_secs(40);
 const SERVE_LIMIT: Duration = Duration::from_secs(5);
 /// What is waited for is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What remains when a majority of the voters is lost for good.
+const WAY_OUT: &str = "stop this daemon, then `lockstep recover --config FILE` on this machine";
 
 /// A running node.
 #[derive(Debug)]
@@ -227,7 +229,9 @@ impl Node {
             Failure::new(
                 what,
                 "this node has not heard of the configuration since its start",
-                "start the daemons on the other nodes, or mend the network to them",
+                format!(
+                    "start the daemons on the other nodes, or mend the network to them; where they are lost for good: {WAY_OUT}"
+                ),
             )
         })
     }
@@ -345,7 +349,7 @@ impl Node {
             }
         };
         let mut view = merge(&document, self.store.leader(), &views);
-        view.notes = notes;
+        view.notes.splice(0..0, notes);
         view
     }
 
@@ -365,7 +369,9 @@ impl Node {
                 others.join(", ")
             ),
         };
-        format!("{why}; what follows is what this node knew when it stopped")
+        format!(
+            "{why}, or if that never comes: {WAY_OUT}; what follows is what this node knew when it stopped"
+        )
     }
 
     /// The cluster's nodes, as far as they are known.
@@ -683,6 +689,16 @@ impl Node {
         let members: Vec<String> = members.iter().map(|node| name(&node)).collect();
         let members = members.join(", ");
         match error {
+            CommandError::Refused(Refusal::NotEligible { node }) if members.is_empty() => {
+                Failure::new(
+                    what,
+                    "the cluster was recovered, and nobody knows which replica has the latest data",
+                    format!(
+                        "choose the one that is to count: `lockstep promote {resource} {} --accept-data-loss`",
+                        name(node)
+                    ),
+                )
+            }
             CommandError::Refused(Refusal::NotEligible { node }) => Failure::new(
                 what,
                 format!(

@@ -7,7 +7,7 @@ use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::Status;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
-use vocabulary::{Change, DiskId, Generation, Member, Record, Refusal, ResourceId};
+use vocabulary::{Change, ClusterId, DiskId, Generation, Member, Record, Refusal, ResourceId};
 
 /// Where a volume's store and its metadata lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(crate) struct StorePlace {
 pub(crate) struct AttachRequest {
     pub(crate) resource: ResourceId,
     pub(crate) name: String,
+    /// What the cluster was before it was recovered: stores of theirs are taken.
+    pub(crate) former: Vec<ClusterId>,
     pub(crate) volumes: Vec<StorePlace>,
     /// Stores may be created: the document has never seen this replica.
     pub(crate) create: bool,

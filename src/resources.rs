@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use vocabulary::{DiskId, Generation, NodeId, Refusal, ResourceId};
+use vocabulary::{ClusterId, DiskId, Generation, NodeId, Refusal, ResourceId};
 
 /// A replica that can't be attached is tried again after this long, doubling.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -179,7 +179,7 @@ impl Resources {
                 {
                     let wait = (*wait * 2).clamp(RETRY_MIN, RETRY_MAX);
                     replica.phase = Phase::Attaching;
-                    self.attach(resource, wait, done.clone());
+                    self.attach(resource, &document.former, wait, done.clone());
                 }
                 Phase::Failed { .. } => {}
                 Phase::Attached {
@@ -230,7 +230,13 @@ impl Resources {
         };
     }
 
-    fn attach(&self, resource: &Resource, wait: Duration, done: mpsc::UnboundedSender<Done>) {
+    fn attach(
+        &self,
+        resource: &Resource,
+        former: &[ClusterId],
+        wait: Duration,
+        done: mpsc::UnboundedSender<Done>,
+    ) {
         let Some(placed) = resource.replica(self.config.node) else {
             return;
         };
@@ -245,6 +251,7 @@ impl Resources {
         let answer = self.plane.attach(AttachRequest {
             resource: id,
             name: resource.name.to_string(),
+            former: former.to_vec(),
             volumes,
             create: placed.report.is_none(),
             replaced: placed.replaced,

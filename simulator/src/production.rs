@@ -82,6 +82,7 @@ impl Factory for Production {
             .collect();
         let who = attach::Expected {
             cluster: expected.cluster,
+            former: &[],
             resource: expected.resource,
             node: expected.node,
             boot_id: expected.boot,

@@ -26,7 +26,15 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Demo(args) => crate::demo::run(&args),
         Command::Daemon(args) => crate::daemon::run(&args),
         Command::Init { config } => node_files::init(&config, json),
-        Command::Join { config, token } => block_on(node_files::join(&config, &token, json)),
+        Command::Join {
+            config,
+            token,
+            rejoin,
+        } => block_on(node_files::join(&config, &token, rejoin, json)),
+        Command::Recover {
+            config,
+            accept_data_loss,
+        } => node_files::recover(&config, accept_data_loss, json),
         Command::Token { valid } => block_on(operate::run(
             &client,
             Operation::Token { valid_s: valid },

@@ -2,9 +2,10 @@
 //! the nodes' fail-over makes it so, and the command waits for that. Only `force` goes to the engine
 //! directly: nothing else may take a replica's data for the truth.
 
-use super::{LOOK_EVERY, Node, Subject, node_id};
+use super::{LOOK_EVERY, Node, Subject, WAY_OUT, node_id};
 use crate::operation::{Done, Failure, FencingSpec, NodeWord, Operation};
 use crate::view::{LocalResource, LocalView};
+use controller::core::consensus::NotAlone;
 use controller::core::{Command as StoreCommand, Fencing, NodeState};
 use controller::runtime::FenceError;
 use replicator::core::api::Command;
@@ -345,7 +346,10 @@ impl Node {
         if let Err(error) = result {
             let remedy = match error {
                 FenceError::NoAgent => format!("lockstep node fencing {node} --agent PATH"),
-                FenceError::NotAlone(_) => {
+                FenceError::NotAlone(NotAlone::NotCurrent) => {
+                    format!("start {node}; where it is lost for good: {WAY_OUT}")
+                }
+                FenceError::NotAlone(NotAlone::OtherVoters) => {
                     "start the other node; `lockstep status` says what this one waits for"
                         .to_owned()
                 }

@@ -88,9 +88,9 @@ impl Document {
     fn add_node(&mut self, node: &Node) -> Result<(), Refused> {
         match self.node(node.id) {
             // The same command once more (its answer was lost) is not an error.
-            Some(known) if known == node => Ok(()),
+            Some(known) if known == node && !self.lost.contains(node.id) => Ok(()),
             None if !self.departed.contains(node.id) => self.set_node(node),
-            _ => Err(Refused::NodeIdTaken { id: node.id }),
+            _ => self.rejoin(node),
         }
     }
 
@@ -108,11 +108,12 @@ impl Document {
         if self.node(id).is_some() {
             self.nodes.retain(|node| node.id != id);
             self.departed.insert(id);
+            self.lost.remove(id);
         }
         Ok(())
     }
 
-    fn set_node(&mut self, node: &Node) -> Result<(), Refused> {
+    pub(super) fn set_node(&mut self, node: &Node) -> Result<(), Refused> {
         if let Some(other) = self.node_named(node.name.as_str())
             && other.id != node.id
         {

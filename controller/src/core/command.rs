@@ -17,9 +17,9 @@ pub const MAX_VOLUME_BYTES: u64 = 1 << 62;
 pub enum Command {
     /// Changes nothing: its answer names a version that includes all that was committed before.
     Nothing,
-    /// A machine joins.
+    /// A machine joins, or one that was lost joins again.
     AddNode {
-        /// The node; its id is new.
+        /// The node; its id is new, or the one that it had.
         node: Node,
     },
     /// A node leaves for good.

@@ -48,6 +48,11 @@ pub struct Document {
     pub timings: Timings,
     /// Resources, ascending by name.
     pub resources: Vec<Resource>,
+    /// Nodes that a recovery has left behind: each is let in again, under its name and id, when it joins.
+    pub lost: NodeSet,
+    /// The clusters that this one was before it was recovered, the last one last: stores of theirs
+    /// are its own.
+    pub former: Vec<ClusterId>,
 }
 
 /// Time-outs that all nodes have to agree on.
@@ -313,6 +318,8 @@ impl Document {
             departed: NodeSet::EMPTY,
             timings: Timings::DEFAULT,
             resources: Vec::new(),
+            lost: NodeSet::EMPTY,
+            former: Vec::new(),
         }
     }
 

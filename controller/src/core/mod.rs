@@ -11,6 +11,7 @@ mod document;
 pub mod failover;
 pub mod mutation;
 mod name;
+mod recovery;
 
 pub use command::{Command, MAX_VOLUME_BYTES, Refused};
 pub use document::{
@@ -19,6 +20,7 @@ pub use document::{
     Timings, TimingsError, Version,
 };
 pub use name::{MAX_NAME_BYTES, Name, NameError};
+pub use recovery::{MAX_FORMER, RecoveryError};
 
 #[cfg(test)]
 mod tests;

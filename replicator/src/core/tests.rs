@@ -190,6 +190,7 @@ impl Cluster {
     fn start(&mut self, node: usize) {
         let expected = Expected {
             cluster: ClusterId(1),
+            former: &[],
             resource: ResourceId(2),
             node: id(node),
             boot_id: 1,

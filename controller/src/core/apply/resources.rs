@@ -144,7 +144,8 @@ impl Document {
                 });
             }
             let member = record.member(node).is_some();
-            if member && record.primary.is_none() {
+            // After a recovery any of them may be.
+            if (member || record.in_sync.is_empty()) && record.primary.is_none() {
                 return Err(Refused::LastGoodCopy {
                     node,
                     resource: name,
@@ -215,10 +216,11 @@ impl Document {
         let volumes = resource.initial_sizes.len();
         let name = resource.name.clone();
         let record = resource.record.as_ref();
-        let member = record
-            .ok_or(Refused::NotBegun { resource: name })?
-            .member(node)
-            .copied();
+        let record = record.ok_or_else(|| Refused::NotBegun {
+            resource: name.clone(),
+        })?;
+        let member = record.member(node).copied();
+        let unknown = record.in_sync.is_empty();
         let replica = resource
             .replicas
             .iter_mut()
@@ -230,6 +232,13 @@ impl Document {
         }
         if member.is_some_and(|member| member.disk == disk) {
             return Err(Refused::DiskInSync { node });
+        }
+        // After a recovery any of them may be.
+        if unknown {
+            return Err(Refused::LastGoodCopy {
+                node,
+                resource: name,
+            });
         }
         if replica.report.map(|report| report.member.disk) != Some(disk) {
             return Err(Refused::NotItsDisk { node, disk });

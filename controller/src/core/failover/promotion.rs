@@ -13,6 +13,8 @@ const PROMOTION_LIMIT_MS: u64 = 30_000;
 pub enum Waiting {
     /// An operator has demoted it.
     Down,
+    /// The cluster was recovered: nobody knows which replica has the latest data, an operator chooses.
+    Choice,
     /// Its replicas are still being created.
     Creation,
     /// The configuration store has no leader within reach: a majority of voters is missing.
@@ -230,6 +232,9 @@ impl Failover {
                 || primary != self.me && self.reaches(now, primary)
         }) {
             return None;
+        }
+        if record.in_sync.is_empty() {
+            return Some(Waiting::Choice);
         }
         if !subject.up {
             return Some(Waiting::Down);

@@ -136,6 +136,7 @@ impl Net {
         self.boots += 1;
         let expected = Expected {
             cluster: ClusterId(1),
+            former: &[],
             resource: ResourceId(2),
             node: id(node),
             boot_id: 1,

@@ -49,6 +49,7 @@ pub fn fast_settings(rng: &mut Rng) -> Settings {
         max_chunks: rng.index(4) + 1,
         admit_below_bytes: [4 << 10, 64 << 10, 1 << 20][rng.index(3)],
         no_primary_ms: Settings::default().no_primary_ms,
+        no_quorum_errors: false,
     }
 }
 
@@ -111,6 +112,7 @@ pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
         } else {
             settings.no_primary_ms
         };
+        settings.no_quorum_errors = errors;
         Follow { errors }
     });
     let config = Config {

@@ -70,6 +70,7 @@ impl Stage {
                 max_chunks: 1,
                 admit_below_bytes: 4 << 10,
                 no_primary_ms: Settings::default().no_primary_ms,
+                no_quorum_errors: false,
             },
         };
         change(&mut config);

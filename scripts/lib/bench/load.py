@@ -23,6 +23,7 @@ class Load:
     block_bytes: int
     depth: int
     synced: bool = False
+    jobs: int = 1  # connections, each with this depth
 
     @property
     def in_megabytes(self) -> bool:
@@ -33,6 +34,9 @@ LOADS = [
     Load("w1", "4K rand write QD1", "randwrite", 4096, 1),
     Load("w32", "4K rand write QD32", "randwrite", 4096, 32),
     Load("r32", "4K rand read QD32", "randread", 4096, 32),
+    Load("jobs4", "4K rand write, 4 connections of QD8", "randwrite", 4096, 8, jobs=4),
+    Load("mix32", "4K 70 % read QD32", "randrw", 4096, 32),
+    Load("w64k8", "64K rand write QD8", "randwrite", 64 << 10, 8),
     Load("seq8", "1M seq write QD8", "write", 1 << 20, 8),
     Load("sync1", "4K write+fdatasync QD1", "randwrite", 4096, 1, synced=True),
 ]
@@ -102,6 +106,10 @@ def measure(target: Target, load: Load, size_bytes: int, seconds: float) -> Samp
         "--norandommap",
         "--randrepeat=1",
     ]
+    if load.jobs > 1:
+        arguments += [f"--numjobs={load.jobs}", "--group_reporting"]
+    if load.pattern == "randrw":
+        arguments += ["--rwmixread=70", "--unified_rw_reporting=mixed"]
     if load.synced:
         # fio's nbd engine knows fsync only; the NBD servers turn its flush into fdatasync.
         arguments.append("--fdatasync=1" if target.is_file else "--fsync=1")
@@ -113,7 +121,7 @@ def measure(target: Target, load: Load, size_bytes: int, seconds: float) -> Samp
     wall_s = time.monotonic() - begin
     server_cpu_s = cpu_seconds(target.server_pids) - server_before
 
-    side = job["read" if load.pattern == "randread" else "write"]
+    side = job[{"randread": "read", "randrw": "mixed"}.get(load.pattern, "write")]
     if side["total_ios"] == 0:
         raise BenchError("fio completed no request")
     mean_us = side["lat_ns"]["mean"] / 1e3

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nbd_frontend::{
-    Connection, ExportError, ExportInfo, ExportListing, Exports, Limits, Outcome, Step,
+    Connection, ExportError, ExportInfo, ExportListing, Exports, Limits, Outcome, Step, TlsMode,
 };
 
 /// Requests in one received buffer.
@@ -25,7 +25,7 @@ impl Exports for One {
 
 fn open(structured: bool) -> Connection {
     let mut out = Vec::new();
-    let mut connection = Connection::new(Limits::default(), &mut out);
+    let mut connection = Connection::new(Limits::default(), TlsMode::Off, &mut out);
     let mut input = vec![0, 0, 0, 3];
     if structured {
         input.extend_from_slice(b"IHAVEOPT\0\0\0\x08\0\0\0\0");

@@ -7,8 +7,9 @@
 use crate::events::Events;
 use crate::node::Node;
 use crate::operation::{Answer, Failure, Operation};
+use crate::who::Caller;
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -59,7 +60,8 @@ pub(crate) async fn serve(
         .route("/v1/events", get(events))
         .route("/v1/operations", post(operations))
         .fallback(async || unknown())
-        .with_state(node);
+        .with_state(node)
+        .into_make_service_with_connect_info::<Caller>();
     tokio::select! {
         result = axum::serve(listener, router) => result,
         () = until => Ok(()),
@@ -70,7 +72,11 @@ async fn status(State(node): State<Arc<Node>>) -> Response {
     Json(node.status().await).into_response()
 }
 
-async fn operations(State(node): State<Arc<Node>>, body: Bytes) -> Response {
+async fn operations(
+    State(node): State<Arc<Node>>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Bytes,
+) -> Response {
     let operation: Operation = match serde_json::from_slice(&body) {
         Ok(operation) => operation,
         Err(error) => {
@@ -82,7 +88,7 @@ async fn operations(State(node): State<Arc<Node>>, body: Bytes) -> Response {
             return (StatusCode::BAD_REQUEST, Json(Answer::Failed(failure))).into_response();
         }
     };
-    match node.operate(operation).await {
+    match node.operate_for(caller, operation).await {
         Ok(done) => Json(Answer::Done(done)).into_response(),
         Err(failure) => (StatusCode::CONFLICT, Json(Answer::Failed(failure))).into_response(),
     }

@@ -1,9 +1,9 @@
 //! The command line's grammar. What a command does is in `commands`.
 
 use crate::attach::{Attached, Server, VolumeName};
-use crate::operation::MetadataSpec;
+use crate::operation::{AccessMode, MetadataSpec, NoQuorum, TimingsSpec};
 use crate::size::{parse_duration, parse_size};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// A replicated block device in userspace: disks that are mirrored synchronously over the network and used over NBD.
@@ -45,6 +45,18 @@ pub(crate) enum Command {
         config: PathBuf,
         /// What `lockstep token` printed
         token: String,
+        /// In the place of the node of this name, which was lost before the cluster was recovered
+        #[arg(long)]
+        rejoin: bool,
+    },
+    /// A majority of the voters is lost for good: make a new cluster of this node alone; its daemon must not run
+    Recover {
+        /// The node's configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// What other nodes have written or decided without this one may be lost for good
+        #[arg(long)]
+        accept_data_loss: bool,
     },
     /// Nodes, resources and replicas as they are now
     Status {
@@ -60,6 +72,23 @@ pub(crate) enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Make the cluster's time-outs, nodes and resources what a file says
+    Apply {
+        /// The file, in the words of `lockstep export`; - for the standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Remove resources and replicas that the file does not name; their data stay where they are
+        #[arg(long)]
+        prune: bool,
+        /// Only tell what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print the cluster's time-outs, nodes and resources for `lockstep apply` (with the fence agents' passwords)
+    Export,
+    /// What all nodes have to agree on
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Create, delete and list resources
     #[command(subcommand)]
     Resource(ResourceCommand),
@@ -197,8 +226,61 @@ pub(crate) enum ResourceCommand {
     },
     /// Put a new, empty disk in the place of a replica's that is broken or gone; it is brought up to date in full
     ReplaceDisk(ReplaceDiskArgs),
+    /// Change how a resource is used
+    Set(SetArgs),
+    /// Add a replica; it is brought up to date in full
+    AddReplica {
+        /// The resource
+        resource: String,
+        /// A node, and after a colon its files or block devices, one a volume, separated by commas
+        #[arg(value_name = "NODE[:PATH,…]")]
+        replica: String,
+        /// Where metadata lies
+        #[arg(long, value_enum, default_value_t)]
+        metadata: MetadataSpec,
+    },
+    /// Give a replica up; its data stay where they are
+    RemoveReplica {
+        /// The resource
+        resource: String,
+        /// The replica's node
+        node: String,
+    },
     /// All resources and where their replicas lie
     List,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true))]
+pub(crate) struct SetArgs {
+    /// The resource
+    pub(crate) resource: String,
+    /// Writes wait rather than go on with fewer in-sync replicas than this
+    #[arg(long, group = "change")]
+    pub(crate) min_redundancy: Option<u8>,
+    /// Which nodes export it
+    #[arg(long, value_enum, group = "change")]
+    pub(crate) access: Option<AccessMode>,
+    /// What clients see while no primary may answer
+    #[arg(long, value_enum, group = "change")]
+    pub(crate) on_no_quorum: Option<NoQuorum>,
+    /// The node that becomes primary where several may; it takes nothing over from one that serves
+    #[arg(
+        long,
+        value_name = "NODE",
+        group = "change",
+        conflicts_with = "prefer_nobody"
+    )]
+    pub(crate) prefer: Option<String>,
+    /// No node is preferred any more
+    #[arg(long, group = "change")]
+    pub(crate) prefer_nobody: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Show the time-outs, or change those that are named; the lease only while no resource has a primary
+    Timings(TimingsSpec),
 }
 
 #[derive(Debug, Args)]
@@ -238,26 +320,6 @@ pub(crate) struct CreateArgs {
     pub(crate) on_no_quorum: NoQuorum,
 }
 
-/// Which nodes export a resource.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(crate) enum AccessMode {
-    /// The primary's node
-    #[default]
-    Exclusive,
-    /// Every node with a replica; the others forward to the primary
-    Follow,
-}
-
-/// What clients see while no primary may answer.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(crate) enum NoQuorum {
-    /// Their requests wait
-    #[default]
-    Suspend,
-    /// They get errors
-    Error,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
     /// It is primary of nothing; its replicas stay in sync
@@ -287,6 +349,14 @@ pub(crate) enum NodeCommand {
     },
     /// How it is switched off
     Fencing(FencingArgs),
+    /// Take it out of the cluster for good, dead or alive
+    Remove {
+        /// The node
+        node: String,
+        /// Give its replicas up too
+        #[arg(long)]
+        replicas: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -404,6 +474,9 @@ mod tests {
             "lockstep token",
             "lockstep token --valid 10m",
             "lockstep join --config lockstep.toml lsjoin1_x",
+            "lockstep join --config lockstep.toml lsjoin1_x --rejoin",
+            "lockstep recover --config lockstep.toml",
+            "lockstep recover --config lockstep.toml --accept-data-loss",
             "lockstep status",
             "lockstep status r0 --json --watch",
             "lockstep --socket S status",
@@ -415,6 +488,15 @@ mod tests {
             "lockstep resource replace-disk r0 node2",
             "lockstep resource replace-disk r0 node2 /dev/sdd --metadata internal",
             "lockstep resource list --json",
+            "lockstep resource set r0 --min-redundancy 2 --access follow --on-no-quorum error --prefer node2",
+            "lockstep resource set r0 --prefer-nobody",
+            "lockstep resource add-replica r0 node4:/dev/sdb --metadata internal",
+            "lockstep resource remove-replica r0 node4",
+            "lockstep apply -f cluster.toml --prune --dry-run",
+            "lockstep export",
+            "lockstep cluster timings",
+            "lockstep cluster timings --lease-ms 1000 --election-ms 400 --drift-percent 2 --fence-delay-ms 8000",
+            "lockstep node remove node3 --replicas",
             "lockstep volume resize r0 2GiB",
             "lockstep volume resize r0/1 2GiB",
             "lockstep promote r0",
@@ -463,6 +545,13 @@ mod tests {
             ("lockstep demo --port 0", "0 is not in 1..=65000"),
             ("lockstep resource create r0", "--size"),
             ("lockstep promote", "<RESOURCE>"),
+            ("lockstep apply", "--file"),
+            ("lockstep resource set r0", "--access"),
+            (
+                "lockstep resource set r0 --prefer n --prefer-nobody",
+                "--prefer",
+            ),
+            ("lockstep cluster timings --lease-ms soon", "soon"),
             (
                 "lockstep promote r0 n --confirm-dead m",
                 "--accept-data-loss",
@@ -483,6 +572,7 @@ mod tests {
             ),
             ("lockstep attach r0 --fuse --timeout 3", "--timeout"),
             ("lockstep detach", "<TARGET>"),
+            ("lockstep recover", "--config"),
             ("lockstep join --config lockstep.toml", "<TOKEN>"),
             ("lockstep token --valid soon", "\"soon\" is not a time"),
             ("lockstep node fencing node1", "--agent"),

@@ -1,6 +1,10 @@
 //! `lockstep.toml`: what a node is told about itself. What the cluster is, it knows since it joined. Unknown keys are errors, and
 //! every error names the file, the line, the key and the value.
 
+mod nbd;
+
+pub(crate) use nbd::NbdTls;
+
 use controller::core::{MAX_ADDRESSES, Name, Node};
 use controller::pki::Identity;
 use replicator::core::api::Settings;
@@ -36,6 +40,10 @@ pub(crate) struct NodeFile {
     pub(crate) nbd_listen: Vec<SocketAddr>,
     /// The same on a unix socket.
     pub(crate) nbd_socket: Option<PathBuf>,
+    /// NBD may be had from other machines without encryption.
+    pub(crate) nbd_insecure: bool,
+    /// Encryption of NBD; `None`: there is none.
+    pub(crate) nbd_tls: Option<NbdTls>,
     /// Limits and time-outs of the engine.
     pub(crate) settings: Settings,
 }
@@ -109,9 +117,13 @@ pub(crate) enum Problem {
     #[error("not an address: IP:PORT is wanted, for instance 127.0.0.1:10809")]
     IpPort,
     #[error(
-        "this address can be reached from other machines and NBD has no encryption or passwords here: whoever reaches it reads and writes every disk; listen on a loopback address or a unix socket, or say nbd_insecure = true if the network is trusted"
+        "this address can be reached from other machines and NBD is not encrypted: whoever reaches it reads and writes every disk; set [nbd_tls] mode = \"require\", listen on a loopback address or a unix socket, or say nbd_insecure = true if the network is trusted"
     )]
     Insecure,
+    #[error("not a mode: \"off\", \"on\" or \"require\"")]
+    TlsMode,
+    #[error("this needs nbd_tls.certificate and nbd_tls.key, the paths of PEM files")]
+    TlsFiles,
     #[error("longer than the {MAX_SOCKET_PATH_BYTES} bytes that a unix socket's path may have")]
     SocketPath,
     #[error("out of range: {min} to {max}")]
@@ -140,6 +152,8 @@ struct Raw {
     nbd_socket: Option<Spanned<PathBuf>>,
     #[serde(default)]
     nbd_insecure: bool,
+    #[serde(default)]
+    nbd_tls: nbd::RawNbdTls,
     #[serde(default)]
     tuning: Tuning,
 }
@@ -378,6 +392,8 @@ impl NodeFile {
         for (name, addresses) in &raw.reach {
             reach.insert(check.name("reach", name)?, check.reach(addresses)?);
         }
+        let nbd_tls = raw.nbd_tls.check(&check, &data_directory)?;
+        let anywhere = raw.nbd_insecure || nbd_tls.as_ref().is_some_and(|tls| tls.required);
         Ok(Self {
             name: check.name("node", &raw.node)?,
             api_socket,
@@ -385,7 +401,9 @@ impl NodeFile {
             replication,
             secure_replication: raw.tls.replication,
             reach,
-            nbd_listen: nbd_listen(&check, &raw.nbd_listen, raw.nbd_insecure)?,
+            nbd_listen: nbd::listen(&check, &raw.nbd_listen, anywhere)?,
+            nbd_insecure: raw.nbd_insecure,
+            nbd_tls,
             nbd_socket: check.socket("nbd_socket", raw.nbd_socket.as_ref(), &data_directory)?,
             settings,
             data_directory,
@@ -394,12 +412,12 @@ impl NodeFile {
 
     /// Where this node's voter keeps its promise.
     pub(crate) fn promise_path(&self) -> PathBuf {
-        self.data_directory.join("configuration")
+        self.data_directory.join(crate::successor::PROMISE)
     }
 
     /// Where the cluster's nodes are kept, as this node last knew them.
     pub(crate) fn nodes_path(&self) -> PathBuf {
-        self.data_directory.join("nodes.json")
+        self.data_directory.join(crate::successor::NODES)
     }
 
     /// Where this node's keys lie.
@@ -438,25 +456,6 @@ impl Config {
     pub(crate) fn entry(&self) -> Node {
         crate::membership::entry(self.node, &self.file)
     }
-}
-
-fn nbd_listen(
-    check: &Checker<'_>,
-    raw: &[Spanned<String>],
-    insecure: bool,
-) -> Result<Vec<SocketAddr>, ConfigError> {
-    raw.iter()
-        .map(|value| {
-            let text = value.get_ref();
-            let address: SocketAddr = text
-                .parse()
-                .map_err(|_| check.error("nbd_listen", value, text, Problem::IpPort))?;
-            if !address.ip().is_loopback() && !insecure {
-                return Err(check.error("nbd_listen", value, text, Problem::Insecure));
-            }
-            Ok(address)
-        })
-        .collect()
 }
 
 /// Settings that only make sense together.

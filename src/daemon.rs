@@ -4,13 +4,14 @@
 use crate::api;
 use crate::cli::DaemonArgs;
 use crate::commands::Outcome;
-use crate::config::Config;
+use crate::config::{Config, NodeFile};
 use crate::engine::{PlaneEngine, Tell};
 use crate::events::Events;
 use crate::lock::DirectoryLock;
 use crate::membership;
 use crate::node::Node;
 use crate::resources::Resources;
+use crate::successor;
 use anyhow::Context;
 use controller::core::consensus::{self, VoterId};
 use controller::core::{Document, failover};
@@ -25,11 +26,15 @@ use tokio::sync::watch;
 /// A primary whose disk leaves a request unanswered for so long stops its beacons, and another node takes
 /// over. Longer than a flush takes on a busy disk that is well.
 const DISK_LIMIT_MS: u64 = 5_000;
+/// The same for a data plane that has not turned for so long. A turn takes microseconds.
+const TURN_LIMIT_MS: u64 = 500;
 
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(args: &DaemonArgs) -> Outcome {
+    let directory = NodeFile::load(&args.config)?.data_directory;
+    let _lock = DirectoryLock::take(&directory)?;
+    successor::finish(&directory)?;
     let config = Config::load(&args.config)?;
-    let _lock = DirectoryLock::take(&config.file.data_directory)?;
     log_to_stderr();
     raise_descriptor_limit();
     if args.exit_with_parent {
@@ -56,11 +61,13 @@ async fn serve(config: Arc<Config>) -> Outcome {
         thread: data_plane,
         plane,
         reports,
+        report,
     } = crate::data::start(&config, &tell)?;
     let engine = PlaneEngine::new(
         data_plane.handle(),
         tell.clone(),
-        config.file.settings.lease_ms,
+        report,
+        TURN_LIMIT_MS,
         DISK_LIMIT_MS,
     );
     let issuer = Issuer::load(&config.file.keys(), &config.identity)?.map(Arc::new);
@@ -152,7 +159,7 @@ fn start_controller(
             .collect(),
         voter: Some(voter),
         consensus: consensus::Settings::default(),
-        failover: failover::Settings::with_lease(config.file.settings.lease_ms),
+        failover: failover::Settings::default(),
         engine,
         run: rand::random(),
     })?)

@@ -3,16 +3,16 @@
 
 use crate::config::Config;
 use crate::engine::Tell;
-use crate::nbd::{ExportTable, NbdProtocol};
+use crate::nbd::{self, ExportTable};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
 use controller::core::{Node, OnNoQuorum, Policy};
-use replicator::core::Resource;
-use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings};
+use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings, Terms};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
+use replicator::core::{Regions, Resource};
 use replicator::runtime::disk::places::Places;
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
@@ -31,15 +31,14 @@ use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vocabulary::{
-    ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId, Time,
-    VolumeId,
+    ByteRange, ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId,
+    Time, VolumeId,
 };
 
 /// A primary that is being closed gets this long to demote.
@@ -127,6 +126,14 @@ impl Machine for Driven {
         self.0.takes_clients()
     }
 
+    fn unsettled(&self, now: Time, volume: VolumeId, range: ByteRange) -> Option<Regions> {
+        self.0.unsettled(now, volume, range)
+    }
+
+    fn out_of_sync(&self, volume: VolumeId, range: ByteRange) -> Option<Regions> {
+        self.0.out_of_sync(volume, range)
+    }
+
     fn standing(&self) -> Standing {
         self.0.standing()
     }
@@ -148,11 +155,14 @@ pub(crate) struct Started {
     pub(crate) thread: PlaneThread,
     pub(crate) plane: Arc<DataPlane>,
     pub(crate) reports: mpsc::UnboundedReceiver<PlaneEvent>,
+    /// For more of them.
+    pub(crate) report: mpsc::UnboundedSender<PlaneEvent>,
 }
 
 /// Starts the data plane and its listeners. Called within the runtime that answers come to.
 pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started> {
     let (up, reports) = mpsc::unbounded_channel();
+    let report = up.clone();
     let exports = ExportTable::default();
     let table = exports.clone();
     let told = tell.clone();
@@ -204,10 +214,11 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
         thread,
         plane,
         reports,
+        report,
     })
 }
 
-fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
     once_free(
         || TcpListener::bind(&address),
         |error| error.kind() == io::ErrorKind::AddrInUse,
@@ -220,30 +231,7 @@ fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyho
             .with_context(|| format!("can't listen on {address} for the other nodes' replicas"))?;
         handle.listen_peers(OwnedFd::from(peers), config.cluster);
     }
-    let nbd = || {
-        Box::new(NbdProtocol {
-            exports: exports.clone(),
-        })
-    };
-    for address in &config.file.nbd_listen {
-        let listener = bind(address).with_context(|| {
-            format!("can't listen on {address} for NBD clients; free the port or change nbd_listen")
-        })?;
-        handle.listen_clients(OwnedFd::from(listener), nbd());
-    }
-    if let Some(path) = &config.file.nbd_socket {
-        // The data directory's lock is held: a socket that is there is a dead daemon's.
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("can't use {}", path.display()));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(path)
-            .with_context(|| format!("can't listen on {} for NBD clients", path.display()))?;
-        handle.listen_clients(OwnedFd::from(listener), nbd());
-    }
-    Ok(())
+    nbd::listen::start(&config.file, handle, exports)
 }
 
 impl Plane for DataPlane {
@@ -306,14 +294,20 @@ impl Plane for DataPlane {
         receiver
     }
 
-    fn policy(&self, resource: ResourceId, policy: Policy) {
+    fn policy(&self, resource: ResourceId, policy: Policy, lease_ms: u32) {
+        let errors = policy.on_no_quorum == OnNoQuorum::Error;
         let access = match policy.access {
             controller::core::Access::Exclusive => Access::Exclusive,
             controller::core::Access::Follow => Access::Follow {
                 session: rand::random(),
-                errors: policy.on_no_quorum == OnNoQuorum::Error,
+                errors,
             },
         };
+        let terms = Terms {
+            lease_ms: u64::from(lease_ms),
+            no_quorum_errors: errors,
+        };
+        self.handle.terms(resource, terms);
         self.handle.access(resource, access);
     }
 
@@ -694,6 +688,7 @@ fn attach_all(
     }
     let expected = Expected {
         cluster,
+        former: &request.former,
         resource: request.resource,
         node,
         boot_id,

@@ -2,6 +2,7 @@
 //! state of its replicas comes back. Runs in the beacons' thread and in the data plane's: it only
 //! passes on.
 
+use crate::plane::PlaneEvent;
 use controller::core::failover::{Action, Local};
 use controller::runtime::{Engine, FailoverHandle};
 use replicator::core::api::Command;
@@ -9,6 +10,7 @@ use replicator::core::status::Standing;
 use replicator::runtime::plane::{PlaneError, PlaneHandle, Pulse, boot_time};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
+use tokio::sync::mpsc;
 use vocabulary::{Member, ResourceId};
 
 /// Where the controller's fail-over is told of replicas, once it is there.
@@ -77,6 +79,7 @@ pub(crate) struct PlaneEngine {
     handle: PlaneHandle,
     pulse: Arc<Pulse>,
     tell: Tell,
+    reports: mpsc::UnboundedSender<PlaneEvent>,
     /// The data plane stands still when it has not turned for so long, in ms.
     turn_limit_ms: u64,
     /// A disk request is overdue when it is that old, in ms.
@@ -87,6 +90,7 @@ impl PlaneEngine {
     pub(crate) fn new(
         handle: PlaneHandle,
         tell: Tell,
+        reports: mpsc::UnboundedSender<PlaneEvent>,
         turn_limit_ms: u64,
         disk_limit_ms: u64,
     ) -> Self {
@@ -94,6 +98,7 @@ impl PlaneEngine {
             pulse: handle.pulse(),
             handle,
             tell,
+            reports,
             turn_limit_ms,
             disk_limit_ms,
         }
@@ -102,13 +107,18 @@ impl PlaneEngine {
 
 impl Engine for PlaneEngine {
     fn act(&self, action: Action) {
+        if let Action::Promote { resource, .. } | Action::Demote { resource, .. } = action {
+            let action = action.clone();
+            // Nobody to tell: the node stops.
+            let _ = self.reports.send(PlaneEvent::Role { resource, action });
+        }
         match action {
             Action::Promote {
                 resource,
                 drop,
                 over,
+                ..
             } => {
-                tracing::info!(%resource, ?drop, "this node stands in as primary");
                 let tell = self.tell.clone();
                 let ended = move |result: Result<(), PlaneError>| {
                     if let Err(error) = result {
@@ -119,7 +129,7 @@ impl Engine for PlaneEngine {
                 self.handle
                     .command(resource, Command::Promote { drop, over }, Box::new(ended));
             }
-            Action::Demote { resource } => {
+            Action::Demote { resource, .. } => {
                 let ended = move |result: Result<(), PlaneError>| {
                     if let Err(error) = result {
                         tracing::warn!(%resource, %error, "the demotion has come to nothing");

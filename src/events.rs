@@ -1,6 +1,7 @@
 //! What happened lately, for `lockstep events`: a bounded ring in memory, and a stream of what comes.
 
-use replicator::core::api::{LossReason, Notice, StopReason};
+use controller::core::failover::{Action, Cause};
+use replicator::core::api::{EvictReason, LossReason, Notice, StopReason};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -147,9 +148,18 @@ pub(crate) fn describe(
                 show_size(*sent_bytes)
             ),
         ),
-        Notice::Evicted { node } => (
+        Notice::Evicted { node, why } => (
             "evicted",
-            format!("{} has left the in-sync set", name(*node)),
+            format!(
+                "{} has left the in-sync set: {}",
+                name(*node),
+                match why {
+                    EvictReason::Gone => "it is not connected",
+                    EvictReason::NoLease => "it acknowledges no beacons",
+                    EvictReason::Invalidated => "an operator has invalidated its data",
+                    EvictReason::Removed => "an operator has removed its replica",
+                }
+            ),
         ),
         Notice::DiskFailed { volume, error } => (
             "disk-failed",
@@ -212,6 +222,54 @@ pub(crate) fn describe(
             "resized",
             format!("volume {volume} has now {}", show_size(*size_bytes)),
         ),
+    }
+}
+
+/// What this node's controller has decided about a role, as a word and a sentence.
+pub(crate) fn describe_role(
+    action: &Action,
+    name: impl Fn(vocabulary::NodeId) -> String,
+) -> Option<(&'static str, String)> {
+    let because = |why: &Cause| match why {
+        Cause::Named => "an operator has named it".to_owned(),
+        Cause::Vacant => "nobody is primary".to_owned(),
+        Cause::Again => "it is the last primary itself".to_owned(),
+        Cause::Faulty(node) => format!("the replica of the primary, {}, can't serve", name(*node)),
+        Cause::Silent(node, Some(ms)) => {
+            format!(
+                "the primary, {}, has answered nothing for {ms} ms",
+                name(*node)
+            )
+        }
+        Cause::Silent(node, None) => {
+            format!(
+                "the primary, {}, has not been heard since this node's start",
+                name(*node)
+            )
+        }
+        Cause::NoLease(node) => format!(
+            "the primary, {}, asks for no lease: it can't reach a replica that it needs",
+            name(*node)
+        ),
+        Cause::Down => "an operator has demoted the resource".to_owned(),
+        Cause::Moves(node) => format!("an operator has named {}", name(*node)),
+        Cause::Standby => "this node is on standby".to_owned(),
+    };
+    match action {
+        Action::Promote { why, drop, .. } => {
+            let without: Vec<String> = drop.iter().map(&name).collect();
+            let without = if without.is_empty() {
+                String::new()
+            } else {
+                format!("; without {}, out of reach", without.join(", "))
+            };
+            let text = format!("this node stands in as primary: {}{without}", because(why));
+            Some(("promoting", text))
+        }
+        Action::Demote { why, .. } => {
+            Some(("demoting", format!("this node lets go: {}", because(why))))
+        }
+        _ => None,
     }
 }
 

@@ -22,12 +22,16 @@ mod nbd;
 mod node;
 mod operation;
 mod plane;
+mod recovery;
 mod resources;
 mod secure;
 mod size;
+mod spec;
 mod status;
+mod successor;
 mod taken;
 mod view;
+mod who;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -1,9 +1,10 @@
 //! How a machine comes into a cluster and finds it again: `init` makes a cluster with one node,
-//! `join` a node of another machine. The cluster's nodes are kept in a file beside the keys, so that a
+//! `join` a node of another machine, and again one of a node that a recovery has left behind. The cluster's nodes are kept in a file beside the keys, so that a
 //! node that restarts finds the others before it has heard of anybody.
 
 use crate::config::{Config, NodeFile};
 use crate::lock::DirectoryLock;
+use crate::successor::{self, Successor, save_nodes};
 use anyhow::{Context, bail};
 use controller::core::consensus::{Voter, VoterId};
 use controller::core::{Command, Document, Node, NodeState};
@@ -19,6 +20,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 use vocabulary::{ClusterId, NodeId};
 
+/// The key of a node that joins again, until it is one.
+const REJOIN_KEY: &str = "rejoin.key";
 /// Wait before the cluster is told again of this node's addresses.
 const TELL_AGAIN: Duration = Duration::from_secs(2);
 
@@ -48,14 +51,10 @@ pub(crate) fn load_nodes(file: &NodeFile) -> anyhow::Result<Vec<Node>> {
     }
 }
 
-fn save_nodes(path: &Path, nodes: &[Node]) -> anyhow::Result<()> {
-    let text = serde_json::to_vec_pretty(nodes)?;
-    Ok(files::write(path, &text, Access::Public)?)
-}
-
 /// Makes a cluster of this node alone.
 pub(crate) fn create_cluster(file: &NodeFile) -> anyhow::Result<ClusterId> {
     let _lock = DirectoryLock::take(&file.data_directory)?;
+    successor::finish(&file.data_directory)?;
     let keys = file.keys();
     refuse_existing(&keys)?;
     files::make_directory(&keys)?;
@@ -85,6 +84,7 @@ pub(crate) async fn join_cluster(
     token: &Token,
 ) -> anyhow::Result<(ClusterId, NodeId)> {
     let _lock = DirectoryLock::take(&file.data_directory)?;
+    successor::finish(&file.data_directory)?;
     let keys = file.keys();
     refuse_existing(&keys)?;
     let promise = file.promise_path();
@@ -96,27 +96,65 @@ pub(crate) async fn join_cluster(
         );
     }
     files::make_directory(&keys)?;
-    // Kept for another attempt with the same token: the issuer knows the machine by it.
-    let path = keys.join(files::NODE_KEY);
-    let key = match files::read(&path)? {
-        Some(text) => NodeKey::from_pem(&text)
-            .with_context(|| format!("{} is no key; remove it", path.display()))?,
-        None => {
-            let key = NodeKey::generate()?;
-            files::write(&path, key.to_pem().as_bytes(), Access::Private)?;
-            key
-        }
-    };
-    let newcomer = Newcomer {
-        name: file.name.clone(),
-        control: file.control.own.clone(),
-        replication: file.replication.own.clone(),
-    };
-    let joined = join(token, newcomer, key).await.map_err(explain)?;
+    let key = kept_key(&keys.join(files::NODE_KEY))?;
+    let joined = join(token, newcomer(file, false), key).await;
+    let joined = joined.map_err(explain)?;
     save_nodes(&file.nodes_path(), &joined.document.nodes)?;
     joined.parts.save(&keys)?;
     let identity = Identity::load(&keys)?;
     Ok((identity.cluster(), identity.node()))
+}
+
+/// Joins the recovered cluster of a token in the place of a node that was lost; gives the cluster's id and
+/// this node's. What the machine was before is moved aside, once it is let in.
+pub(crate) async fn rejoin_cluster(
+    file: &NodeFile,
+    token: &Token,
+) -> anyhow::Result<(ClusterId, NodeId)> {
+    let directory = &file.data_directory;
+    let _lock = DirectoryLock::take(directory)?;
+    successor::finish(directory)?;
+    let before = Identity::load(&file.keys()).map(|identity| identity.cluster());
+    if matches!(before, Ok(cluster) if cluster == token.cluster) {
+        bail!("this machine is a node of the token's cluster already\n  to do: start its daemon");
+    }
+    let path = directory.join(REJOIN_KEY);
+    let key = kept_key(&path)?;
+    let joined = join(token, newcomer(file, true), key).await;
+    let joined = joined.map_err(explain)?;
+    let promise = Promise::new(VoterId(rand::random()), Document::new(token.cluster));
+    let nodes = &joined.document.nodes;
+    let suffix = before.map_or_else(|_| "old".to_owned(), |cluster| cluster.to_string());
+    let successor = Successor::prepare(directory)?;
+    successor.fill(nodes, &promise, &joined.parts, &suffix)?;
+    successor.commit()?;
+    // Of no use any more.
+    let _ = std::fs::remove_file(&path);
+    let identity = Identity::load(&file.keys())?;
+    Ok((identity.cluster(), identity.node()))
+}
+
+/// A key for a machine that joins, kept for another attempt with the same token: the issuer knows the
+/// machine by it.
+fn kept_key(path: &Path) -> anyhow::Result<NodeKey> {
+    match files::read(path)? {
+        Some(text) => NodeKey::from_pem(&text)
+            .with_context(|| format!("{} is no key; remove it", path.display())),
+        None => {
+            let key = NodeKey::generate()?;
+            files::write(path, key.to_pem().as_bytes(), Access::Private)?;
+            Ok(key)
+        }
+    }
+}
+
+fn newcomer(file: &NodeFile, rejoin: bool) -> Newcomer {
+    Newcomer {
+        name: file.name.clone(),
+        control: file.control.own.clone(),
+        replication: file.replication.own.clone(),
+        rejoin,
+    }
 }
 
 fn explain(error: JoinError) -> anyhow::Error {
@@ -134,6 +172,12 @@ fn explain(error: JoinError) -> anyhow::Error {
             "see the daemon's log there; ca.key can be put back from a backup"
         }
         JoinError::Refused(JoinRefused::NoId) => "make a new cluster",
+        JoinError::Refused(JoinRefused::Lost { .. }) => {
+            "where this machine takes its place: add --rejoin; else choose another name"
+        }
+        JoinError::Refused(JoinRefused::NotLost { .. }) => {
+            "leave out --rejoin, or correct the name; the token is still good"
+        }
         JoinError::Refused(JoinRefused::Store(_)) | JoinError::TimedOut => {
             "start more of the cluster's nodes and join again with the same token"
         }

@@ -1,17 +1,33 @@
 //! NBD on the data plane: translates between the NBD frontend's pure connection and what the data
 //! plane asks of a client protocol, and keeps the list of exports. Knows nothing of sockets.
 
+pub(crate) mod listen;
+pub(crate) mod tls;
+
 use nbd_frontend::{
-    Command, CommandFlags, Connection, ExportError, ExportInfo, ExportListing, Exports, Limits,
-    NbdError, Outcome, Request, Step,
+    BASE_ALLOCATION, Command, CommandFlags, Connection, Contexts, ExportError, ExportInfo,
+    ExportListing, Exports, Extent, HOLE, Limits, NbdError, Outcome, Piece, Request, Step, TlsMode,
+    ZERO,
 };
 use replicator::core::api::ClientError;
 use replicator::runtime::client::{
-    ClientCommand, ClientConnection, ClientOp, ClientProtocol, ClientStep, ExportTarget,
+    ClientCommand, ClientConnection, ClientOp, ClientProtocol, ClientStatus, ClientStep, DataPiece,
+    ExportTarget, StatusExtent,
 };
+use rustls::ServerConfig;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use vocabulary::{ByteRange, Record, ResourceId, VolumeId};
+
+/// Our own metadata context: which blocks a replica may lack.
+const OUT_OF_SYNC: &str = "lockstep:out-of-sync";
+/// Its one bit: some replica may lack bytes of these blocks.
+const LACKING: u32 = 1;
+
+/// Metadata contexts of every export, and their places.
+const CONTEXTS: [&str; 2] = [BASE_ALLOCATION, OUT_OF_SYNC];
+const ALLOCATION_PLACE: usize = 0;
+const OUT_OF_SYNC_PLACE: usize = 1;
 
 /// The exports of this node. Shared between the data plane, which reads it when a client opens one,
 /// and whoever learns of resources.
@@ -85,6 +101,7 @@ impl ExportTable {
             description: format!("volume {volume} of {}, mirrored by lockstep", entry.name),
             // A flush covers what was answered on every connection (RULES 1).
             can_multi_conn: true,
+            meta_contexts: &CONTEXTS,
             ..ExportInfo::new(own_name, size_bytes)
         };
         let resource = id;
@@ -128,13 +145,17 @@ impl Exports for ExportTable {
 #[derive(Debug)]
 pub(crate) struct NbdProtocol {
     pub(crate) exports: ExportTable,
+    pub(crate) tls_mode: TlsMode,
+    /// There unless the mode is off.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
 impl ClientProtocol for NbdProtocol {
     fn connect(&mut self, out: &mut Vec<u8>) -> Box<dyn ClientConnection> {
         Box::new(NbdConnection {
-            connection: Connection::new(Limits::default(), out),
+            connection: Connection::new(Limits::default(), self.tls_mode, out),
             exports: self.exports.clone(),
+            tls: self.tls.clone(),
         })
     }
 }
@@ -143,6 +164,7 @@ impl ClientProtocol for NbdProtocol {
 struct NbdConnection {
     connection: Connection,
     exports: ExportTable,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl ClientConnection for NbdConnection {
@@ -151,6 +173,7 @@ impl ClientConnection for NbdConnection {
         let step = match step {
             Step::NeedMore => ClientStep::NeedMore,
             Step::Answered => ClientStep::Answered,
+            Step::Secure => ClientStep::Secure,
             Step::AtLimit => ClientStep::AtLimit,
             Step::Request(request) => ClientStep::Request(to_op(&request)),
             Step::Write(request) => ClientStep::Write(to_op(&request)),
@@ -172,17 +195,46 @@ impl ClientConnection for NbdConnection {
         (taken, step)
     }
 
-    fn reply(
-        &mut self,
-        op: &ClientOp,
-        outcome: Result<(), ClientError>,
-        out: &mut Vec<u8>,
-    ) -> bool {
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.clone()
+    }
+
+    fn reply(&mut self, op: &ClientOp, outcome: Result<(), ClientError>, out: &mut Vec<u8>) {
         let outcome = match outcome {
             Ok(()) => Outcome::Done,
             Err(error) => Outcome::Failed(to_nbd(error, op)),
         };
-        self.connection.reply(&to_request(op), outcome, out) > 0
+        let _no_data = self.connection.reply(&to_request(op), outcome, out);
+    }
+
+    fn reply_data(
+        &mut self,
+        op: &ClientOp,
+        data: &[u8],
+        from: usize,
+        out: &mut Vec<u8>,
+    ) -> DataPiece {
+        let Piece { send, next } = self
+            .connection
+            .reply_piece(&to_request(op), data, from, out);
+        DataPiece { send, next }
+    }
+
+    fn reply_status(&mut self, op: &ClientOp, status: &ClientStatus, out: &mut Vec<u8>) {
+        let request = to_request(op);
+        let told = |place| {
+            let (extents, flags) = match place {
+                ALLOCATION_PLACE => (&status.holes, HOLE | ZERO),
+                _ => (&status.out_of_sync, LACKING),
+            };
+            let extent = |StatusExtent { len, is }: &StatusExtent| Extent {
+                length: *len,
+                flags: if *is { flags } else { 0 },
+            };
+            (place, extents.iter().map(extent).collect())
+        };
+        let answers: Vec<_> = request.contexts.places().map(told).collect();
+        self.connection.reply_status(&request, &answers, out);
     }
 
     fn shut_down(&mut self) {
@@ -190,25 +242,33 @@ impl ClientConnection for NbdConnection {
     }
 }
 
-/// What `ClientOp::word` says: which of NBD's commands it was.
-const COMMANDS: [Command; 6] = [
+/// What the lowest byte of `ClientOp::word` says: which of NBD's commands it was. The next two are its
+/// flags, the one after them its contexts.
+const COMMANDS: [Command; 7] = [
     Command::Read,
     Command::Write,
     Command::Flush,
     Command::Trim,
     Command::WriteZeroes,
     Command::Cache,
+    Command::BlockStatus,
 ];
+const FLAGS_SHIFT: u32 = 8;
+const CONTEXTS_SHIFT: u32 = 24;
 
 fn to_op(request: &Request) -> ClientOp {
-    let word = match request.command {
+    let number: u64 = match request.command {
         Command::Read => 0,
         Command::Write => 1,
         Command::Flush => 2,
         Command::Trim => 3,
         Command::WriteZeroes => 4,
         Command::Cache => 5,
+        Command::BlockStatus => 6,
     };
+    let word = number
+        | u64::from(request.flags.bits()) << FLAGS_SHIFT
+        | u64::from(request.contexts.bits()) << CONTEXTS_SHIFT;
     let command = match request.command {
         Command::Read => ClientCommand::Read,
         Command::Write => ClientCommand::Write,
@@ -218,6 +278,10 @@ fn to_op(request: &Request) -> ClientOp {
             hole: !request.flags.no_hole(),
         },
         Command::Cache => ClientCommand::Nothing,
+        Command::BlockStatus => ClientCommand::Status {
+            allocation: request.contexts.contains(ALLOCATION_PLACE),
+            out_of_sync: request.contexts.contains(OUT_OF_SYNC_PLACE),
+        },
     };
     ClientOp {
         cookie: request.cookie,
@@ -232,17 +296,17 @@ fn to_op(request: &Request) -> ClientOp {
     }
 }
 
-/// The request as far as its reply needs it (flags play no part in one).
+/// The request again, for its reply.
 fn to_request(op: &ClientOp) -> Request {
-    let command = usize::try_from(op.word)
-        .ok()
-        .and_then(|word| COMMANDS.get(word));
+    let [number, low, high, contexts, ..] = op.word.to_le_bytes();
+    let command = COMMANDS.get(usize::from(number));
     Request {
         cookie: op.cookie,
         command: command.copied().unwrap_or(Command::Cache),
         offset: op.range.offset,
         length: op.range.len,
-        flags: CommandFlags::NONE,
+        flags: CommandFlags::from_bits(u16::from_le_bytes([low, high])),
+        contexts: Contexts::from_bits(contexts),
     }
 }
 
@@ -336,7 +400,8 @@ mod tests {
                 command,
                 offset: 512,
                 length: 1024,
-                flags: CommandFlags::NONE,
+                flags: CommandFlags::from_bits(0x8009),
+                contexts: Contexts::from_bits(0x83),
             };
             assert_eq!(to_request(&to_op(&request)), request);
         }
@@ -346,6 +411,7 @@ mod tests {
             offset: 0,
             length: 1,
             flags: CommandFlags::FUA,
+            contexts: Contexts::NONE,
         };
         assert!(to_op(&fua).fua);
     }

@@ -5,6 +5,7 @@
 mod create;
 mod export;
 mod roles;
+mod shape;
 mod token;
 
 use crate::config::Config;
@@ -14,6 +15,7 @@ use crate::plane::Plane;
 use crate::resources::Resources;
 use crate::size::show_size;
 use crate::view::{ClusterView, LocalView, merge};
+use crate::who::Caller;
 use controller::core::{Command as StoreCommand, Document, Node as NodeEntry, Resource};
 use controller::pki::Issuer;
 use controller::runtime::{FailoverHandle, Forwarded, StoreHandle};
@@ -40,6 +42,8 @@ const FORWARD_LIMIT: Duration = Duration::from_secs(40);
 const SERVE_LIMIT: Duration = Duration::from_secs(5);
 /// What is waited for is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What remains when a majority of the voters is lost for good.
+const WAY_OUT: &str = "stop this daemon, then `lockstep recover --config FILE` on this machine";
 
 /// A running node.
 #[derive(Debug)]
@@ -81,6 +85,25 @@ impl Node {
     /// Carries out an operator's command.
     pub(crate) async fn operate(&self, operation: Operation) -> Result<Done, Failure> {
         self.carry_out(operation, false).await
+    }
+
+    /// The same for somebody at the API: the events tell who gave which command, and how it ended.
+    pub(crate) async fn operate_for(
+        &self,
+        caller: Caller,
+        operation: Operation,
+    ) -> Result<Done, Failure> {
+        let told = operation.told();
+        let result = self.operate(operation).await;
+        if let Some((resource, command)) = told {
+            let end = match &result {
+                Ok(_) => "done".to_owned(),
+                Err(failure) => format!("refused: {}", failure.why),
+            };
+            let text = format!("{caller} gave the command {command}: {end}");
+            self.events.push(resource.as_deref(), "command", text);
+        }
+        result
     }
 
     /// Answers commands that other nodes forward until there are no more.
@@ -129,6 +152,13 @@ impl Node {
                 self.create(&name, sizes, &replicas, min_redundancy, policy)
                     .await
             }
+            Operation::SetResource { .. }
+            | Operation::AddReplica { .. }
+            | Operation::RemoveReplica { .. }
+            | Operation::SetTimings { .. }
+            | Operation::RemoveNode { .. }
+            | Operation::Export
+            | Operation::Plan { .. } => self.shape(operation).await,
             Operation::Token { valid_s } => self.token(valid_s, forwarded).await,
             Operation::DeleteResource { name } => self.delete(&name).await,
             Operation::ReplaceDisk {
@@ -199,7 +229,9 @@ impl Node {
             Failure::new(
                 what,
                 "this node has not heard of the configuration since its start",
-                "start the daemons on the other nodes, or mend the network to them",
+                format!(
+                    "start the daemons on the other nodes, or mend the network to them; where they are lost for good: {WAY_OUT}"
+                ),
             )
         })
     }
@@ -295,6 +327,9 @@ impl Node {
         let (views, _) = tokio::join!(self.views(), self.store.catch_up(CATCH_UP_LIMIT));
         let known = self.store.document();
         let mut notes = Vec::new();
+        if self.store.departed() {
+            notes.push("this node was removed from the cluster, and what follows is old: stop its daemon; to join again the machine needs an empty data_directory".to_owned());
+        }
         let document = match (known, self.store.stored()) {
             (Some(document), _) => {
                 if self.store.leader().is_none() {
@@ -314,7 +349,7 @@ impl Node {
             }
         };
         let mut view = merge(&document, self.store.leader(), &views);
-        view.notes = notes;
+        view.notes.splice(0..0, notes);
         view
     }
 
@@ -334,7 +369,9 @@ impl Node {
                 others.join(", ")
             ),
         };
-        format!("{why}; what follows is what this node knew when it stopped")
+        format!(
+            "{why}, or if that never comes: {WAY_OUT}; what follows is what this node knew when it stopped"
+        )
     }
 
     /// The cluster's nodes, as far as they are known.
@@ -652,6 +689,16 @@ impl Node {
         let members: Vec<String> = members.iter().map(|node| name(&node)).collect();
         let members = members.join(", ");
         match error {
+            CommandError::Refused(Refusal::NotEligible { node }) if members.is_empty() => {
+                Failure::new(
+                    what,
+                    "the cluster was recovered, and nobody knows which replica has the latest data",
+                    format!(
+                        "choose the one that is to count: `lockstep promote {resource} {} --accept-data-loss`",
+                        name(node)
+                    ),
+                )
+            }
             CommandError::Refused(Refusal::NotEligible { node }) => Failure::new(
                 what,
                 format!(

@@ -1,7 +1,8 @@
 //! The API's words: what can be asked of a daemon and what it answers. The same words go from the
 //! command line to a daemon and from daemon to daemon.
 
-use controller::core::{Access, NodeState, Policy};
+use crate::spec::Spec;
+use controller::core::{Access, NodeState, OnNoQuorum, Policy, Timings};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,6 +23,33 @@ pub(crate) enum Operation {
         #[serde(default)]
         policy: Policy,
     },
+    /// A resource is used otherwise; what is absent stays.
+    SetResource {
+        resource: String,
+        min_redundancy: Option<u8>,
+        access: Option<AccessMode>,
+        on_no_quorum: Option<NoQuorum>,
+        preferred: Option<Preference>,
+    },
+    /// Another replica of a resource.
+    AddReplica {
+        resource: String,
+        replica: ReplicaSpec,
+    },
+    /// A replica is given up; its data stay.
+    RemoveReplica { resource: String, node: String },
+    /// The cluster's time-outs; what is absent stays.
+    SetTimings { timings: TimingsSpec },
+    /// A node leaves the cluster for good.
+    RemoveNode {
+        node: String,
+        /// Its replicas are given up too.
+        replicas: bool,
+    },
+    /// The cluster as a text.
+    Export,
+    /// What has to be done to make the text true.
+    Plan { spec: Spec, prune: bool },
     /// A token that lets one machine join.
     Token {
         /// Seconds until it expires.
@@ -105,6 +133,39 @@ pub(crate) enum Operation {
     LocalView,
 }
 
+impl Operation {
+    /// The resource that it concerns and the command in words, for the log of events; `None` for one that
+    /// only asks. Secrets are left out.
+    pub(crate) fn told(&self) -> Option<(Option<String>, String)> {
+        if matches!(
+            self,
+            Self::ListResources | Self::Export | Self::Plan { .. } | Self::LocalView
+        ) {
+            return None;
+        }
+        let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) else {
+            return None;
+        };
+        let field = |key: &str| fields.get(key).and_then(|value| value.as_str());
+        let resource = field("resource").map(str::to_owned);
+        let mut words = field("operation").unwrap_or_default().to_owned();
+        for (key, value) in &fields {
+            let shown = match value {
+                _ if key == "operation" => continue,
+                serde_json::Value::Null | serde_json::Value::Bool(false) => continue,
+                // A fence agent's parameters hold passwords.
+                serde_json::Value::Object(fencing) if key == "fencing" => fencing
+                    .get("agent")
+                    .map_or_else(String::new, ToString::to_string),
+                serde_json::Value::String(word) => word.clone(),
+                other => other.to_string(),
+            };
+            words.push_str(&format!(" {key}={shown}"));
+        }
+        Some((resource, words))
+    }
+}
+
 /// A fence agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,6 +173,144 @@ pub(crate) struct FencingSpec {
     pub(crate) agent: String,
     pub(crate) parameters: Vec<(String, String)>,
     pub(crate) timeout_s: u32,
+}
+
+/// Time-outs that all nodes keep; see [`Timings`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TimingsSpec {
+    /// How long a beacon lets the primary answer, in ms; a lost primary is replaced a little later
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lease_ms: Option<u32>,
+    /// The clocks of two nodes run apart by no more than this, in percent
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) drift_percent: Option<u8>,
+    /// Without a leader for this long voters elect another one, in ms; at most half a lease
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) election_ms: Option<u32>,
+    /// Of two voters the one that does not serve has the other one switched off this much later, in ms
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fence_delay_ms: Option<u32>,
+}
+
+impl TimingsSpec {
+    /// These, and the present ones for what is absent.
+    pub(crate) fn over(&self, present: Timings) -> Timings {
+        Timings {
+            lease_ms: self.lease_ms.unwrap_or(present.lease_ms),
+            drift_percent: self.drift_percent.unwrap_or(present.drift_percent),
+            election_ms: self.election_ms.unwrap_or(present.election_ms),
+            fence_delay_ms: self.fence_delay_ms.unwrap_or(present.fence_delay_ms),
+        }
+    }
+}
+
+impl From<Timings> for TimingsSpec {
+    fn from(timings: Timings) -> Self {
+        Self {
+            lease_ms: Some(timings.lease_ms),
+            drift_percent: Some(timings.drift_percent),
+            election_ms: Some(timings.election_ms),
+            fence_delay_ms: Some(timings.fence_delay_ms),
+        }
+    }
+}
+
+/// Which nodes export a resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AccessMode {
+    /// The primary's node
+    #[default]
+    Exclusive,
+    /// Every node with a replica; the others forward to the primary
+    Follow,
+}
+
+impl std::fmt::Display for AccessMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Exclusive => "exclusive",
+            Self::Follow => "follow",
+        })
+    }
+}
+
+impl From<AccessMode> for Access {
+    fn from(mode: AccessMode) -> Self {
+        match mode {
+            AccessMode::Exclusive => Self::Exclusive,
+            AccessMode::Follow => Self::Follow,
+        }
+    }
+}
+
+impl From<Access> for AccessMode {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Exclusive => Self::Exclusive,
+            Access::Follow => Self::Follow,
+        }
+    }
+}
+
+/// What clients see while no primary may answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum NoQuorum {
+    /// Their requests wait
+    #[default]
+    Suspend,
+    /// They get errors
+    Error,
+}
+
+impl std::fmt::Display for NoQuorum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Suspend => "suspend",
+            Self::Error => "error",
+        })
+    }
+}
+
+impl From<NoQuorum> for OnNoQuorum {
+    fn from(policy: NoQuorum) -> Self {
+        match policy {
+            NoQuorum::Suspend => Self::Suspend,
+            NoQuorum::Error => Self::Error,
+        }
+    }
+}
+
+impl From<OnNoQuorum> for NoQuorum {
+    fn from(policy: OnNoQuorum) -> Self {
+        match policy {
+            OnNoQuorum::Suspend => Self::Suspend,
+            OnNoQuorum::Error => Self::Error,
+        }
+    }
+}
+
+/// The node that becomes primary where several may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Preference {
+    Nobody,
+    Node(String),
+}
+
+impl std::fmt::Display for Preference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nobody => f.write_str("nobody"),
+            Self::Node(node) => f.write_str(node),
+        }
+    }
 }
 
 /// A node's state in the API's words.
@@ -296,6 +495,31 @@ mod tests {
             serde_json::to_string(&Answer::Failed(Failure::new("a", "b", "c"))).unwrap(),
             r#"{"failed":{"what":"a","why":"b","remedy":"c"}}"#
         );
+    }
+
+    #[test]
+    fn a_command_is_told_without_secrets() {
+        let fencing = Operation::SetFencing {
+            node: "node1".to_owned(),
+            fencing: Some(FencingSpec {
+                agent: "/bin/off".to_owned(),
+                parameters: vec![("password".to_owned(), "hidden".to_owned())],
+                timeout_s: 60,
+            }),
+        };
+        let (resource, told) = fencing.told().unwrap();
+        assert_eq!(resource, None);
+        assert_eq!(told, "set-fencing fencing=\"/bin/off\" node=node1");
+        let moves = Operation::Move {
+            resource: "r0".to_owned(),
+            node: Some("node2".to_owned()),
+        };
+        let told = (
+            Some("r0".to_owned()),
+            "move node=node2 resource=r0".to_owned(),
+        );
+        assert_eq!(moves.told(), Some(told));
+        assert_eq!(Operation::Export.told(), None);
     }
 
     #[test]

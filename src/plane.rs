@@ -1,12 +1,13 @@
 //! The data plane as the rest of the node sees it. Answers come through channels, since the data
 //! plane lives on a thread of its own and never waits for anybody.
 
+use controller::core::failover::Action;
 use controller::core::{Node, Policy};
 use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::Status;
 use std::path::PathBuf;
 use tokio::sync::oneshot;
-use vocabulary::{Change, DiskId, Generation, Member, Record, Refusal, ResourceId};
+use vocabulary::{Change, ClusterId, DiskId, Generation, Member, Record, Refusal, ResourceId};
 
 /// Where a volume's store and its metadata lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(crate) struct StorePlace {
 pub(crate) struct AttachRequest {
     pub(crate) resource: ResourceId,
     pub(crate) name: String,
+    /// What the cluster was before it was recovered: stores of theirs are taken.
+    pub(crate) former: Vec<ClusterId>,
     pub(crate) volumes: Vec<StorePlace>,
     /// Stores may be created: the document has never seen this replica.
     pub(crate) create: bool,
@@ -47,6 +50,11 @@ pub(crate) enum PlaneEvent {
         based_on: Generation,
         change: Change,
     },
+    /// This node's controller has decided about a role.
+    Role {
+        resource: ResourceId,
+        action: Action,
+    },
     /// For operators.
     Notice {
         resource: ResourceId,
@@ -62,8 +70,8 @@ pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
     /// Closes a replica in order: no more service, sessions closed, stores marked closed.
     fn detach(&self, resource: ResourceId) -> oneshot::Receiver<()>;
 
-    /// How an attached resource is used, from now on.
-    fn policy(&self, resource: ResourceId, policy: Policy);
+    /// How an attached resource is used, and how long a lease is, from now on.
+    fn policy(&self, resource: ResourceId, policy: Policy, lease_ms: u32);
 
     /// The cluster's nodes and where they are.
     fn nodes(&self, nodes: &[Node]);

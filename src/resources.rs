@@ -2,7 +2,7 @@
 //! declares their disks, hands records down and proposals up. It decides nothing about replication.
 
 use crate::config::Config;
-use crate::events::{Events, describe};
+use crate::events::{Events, describe, describe_role};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
 use crate::view::{LocalResource, LocalView, reason};
 use controller::core::{
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use vocabulary::{DiskId, Generation, Refusal, ResourceId};
+use vocabulary::{ClusterId, DiskId, Generation, NodeId, Refusal, ResourceId};
 
 /// A replica that can't be attached is tried again after this long, doubling.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -52,8 +52,8 @@ struct Replica {
     replaced: Option<DiskId>,
     /// The newest record that was handed down.
     told: Generation,
-    /// The policy that was.
-    policy: Option<Policy>,
+    /// The policy that was, and the lease.
+    policy: Option<(Policy, u32)>,
 }
 
 #[derive(Debug)]
@@ -136,15 +136,19 @@ impl Resources {
         let gone: Vec<ResourceId> = replicas
             .keys()
             .copied()
-            .filter(|&id| document.resource(id).is_none())
+            .filter(|&id| {
+                let resource = document.resource(id);
+                resource.is_none_or(|resource| resource.replica(self.config.node).is_none())
+            })
             .collect();
         for id in gone {
             if let Some(replica) = replicas.remove(&id) {
-                self.events.push(
-                    Some(&replica.name),
-                    "deleted",
-                    "the resource was deleted; its data stay where they are".to_owned(),
-                );
+                let what = match document.resource(id) {
+                    None => "the resource was deleted",
+                    Some(_) => "this node's replica was removed",
+                };
+                let text = format!("{what}; its data stay where they are");
+                self.events.push(Some(&replica.name), "deleted", text);
                 // It closes in its own time; a resource of the same name is another one.
                 drop(self.plane.detach(id));
             }
@@ -175,7 +179,7 @@ impl Resources {
                 {
                     let wait = (*wait * 2).clamp(RETRY_MIN, RETRY_MAX);
                     replica.phase = Phase::Attaching;
-                    self.attach(resource, wait, done.clone());
+                    self.attach(resource, &document.former, wait, done.clone());
                 }
                 Phase::Failed { .. } => {}
                 Phase::Attached {
@@ -188,9 +192,11 @@ impl Resources {
                         *declaring = true;
                         self.declare(resource.id, *attached, done.clone());
                     }
-                    if replica.policy != Some(resource.policy) {
-                        replica.policy = Some(resource.policy);
-                        self.plane.policy(resource.id, resource.policy);
+                    // Before a record in which leases have another length.
+                    let policy = (resource.policy, document.timings.lease_ms);
+                    if replica.policy != Some(policy) {
+                        replica.policy = Some(policy);
+                        self.plane.policy(resource.id, policy.0, policy.1);
                     }
                     if let Some(record) = &resource.record
                         && record.generation > replica.told
@@ -224,7 +230,13 @@ impl Resources {
         };
     }
 
-    fn attach(&self, resource: &Resource, wait: Duration, done: mpsc::UnboundedSender<Done>) {
+    fn attach(
+        &self,
+        resource: &Resource,
+        former: &[ClusterId],
+        wait: Duration,
+        done: mpsc::UnboundedSender<Done>,
+    ) {
         let Some(placed) = resource.replica(self.config.node) else {
             return;
         };
@@ -239,6 +251,7 @@ impl Resources {
         let answer = self.plane.attach(AttachRequest {
             resource: id,
             name: resource.name.to_string(),
+            former: former.to_vec(),
             volumes,
             create: placed.report.is_none(),
             replaced: placed.replaced,
@@ -322,6 +335,18 @@ impl Resources {
         }
     }
 
+    fn node_name(&self, node: NodeId) -> String {
+        match self.store.document() {
+            Some(document) => document.node_name(node),
+            None => format!("node {node}"),
+        }
+    }
+
+    fn tell(&self, resource: ResourceId, event: &str, text: String) {
+        let name = self.replicas().get(&resource).map(|r| r.name.clone());
+        self.events.push(name.as_deref(), event, text);
+    }
+
     fn on_plane(&self, event: PlaneEvent) {
         match event {
             PlaneEvent::Propose {
@@ -345,14 +370,15 @@ impl Resources {
                     }
                 });
             }
+            PlaneEvent::Role { resource, action } => {
+                let described = describe_role(&action, |node| self.node_name(node));
+                if let Some((event, text)) = described {
+                    self.tell(resource, event, text);
+                }
+            }
             PlaneEvent::Notice { resource, notice } => {
-                let document = self.store.document();
-                let name = self.replicas().get(&resource).map(|r| r.name.clone());
-                let (event, text) = describe(&notice, |node| match &document {
-                    Some(document) => document.node_name(node),
-                    None => format!("node {node}"),
-                });
-                self.events.push(name.as_deref(), event, text);
+                let (event, text) = describe(&notice, |node| self.node_name(node));
+                self.tell(resource, event, text);
             }
         }
     }

@@ -75,6 +75,16 @@ pub(crate) fn show_size(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
+/// The bytes in the largest unit that shows them exactly; [`parse_size`] reads it.
+pub(crate) fn exact_size(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes > 0 && bytes.trailing_zeros() >= shift {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +128,14 @@ mod tests {
         ] {
             assert_eq!(show_size(bytes), text);
         }
+    }
+
+    #[test]
+    fn exact_sizes_are_read_again_as_they_were() {
+        for bytes in [0, 4096, 1 << 30, 3 << 30, (1 << 30) + 4096, 5 << 40] {
+            assert_eq!(parse_size(&exact_size(bytes)), Ok(bytes));
+        }
+        assert_eq!(exact_size(100 << 30), "100GiB");
     }
 
     #[test]

@@ -86,10 +86,10 @@ fn resource_text(out: &mut String, resource: &ResourceView) {
             "\n{}: primary {}, in sync: {} (generation {}, epoch {})",
             resource.name,
             resource.primary.as_deref().unwrap_or("none"),
-            if resource.in_sync.is_empty() {
-                "none yet".to_owned()
-            } else {
-                resource.in_sync.join(", ")
+            match resource.in_sync.join(", ") {
+                none if none.is_empty() && resource.generation == 0 => "none yet".to_owned(),
+                none if none.is_empty() => "not known".to_owned(),
+                members => members,
             },
             resource.generation,
             resource.epoch

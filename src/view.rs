@@ -266,10 +266,11 @@ pub(crate) fn reason(waiting: &Waiting, document: &Document) -> String {
     };
     match waiting {
         Waiting::Down => "an operator has demoted it; `lockstep promote` brings it up".to_owned(),
+        Waiting::Choice => "the cluster was recovered, and nobody knows which replica has the latest data: choose one, `lockstep promote RESOURCE NODE --accept-data-loss`".to_owned(),
         Waiting::Creation => "its replicas are still being created".to_owned(),
-        Waiting::Quorum => "waiting for a majority of the configuration store's voters: start more of the nodes, or mend the network".to_owned(),
+        Waiting::Quorum => "waiting for a majority of the configuration store's voters: start more of the nodes, or mend the network; if a majority is lost for good: `lockstep recover`".to_owned(),
         Waiting::Peer(node) => format!(
-            "waiting for {0}: it may have gone on alone while this node was away; if it never returns: `lockstep node confirm-dead {0}`, which may lose what it wrote",
+            "waiting for {0}: it may have gone on alone while this node was away; if it never returns: `lockstep recover`, which may lose what it wrote",
             document.node_name(*node)
         ),
         Waiting::ConfirmDead(node) => format!(
@@ -317,8 +318,23 @@ pub(crate) fn merge(
             .iter()
             .map(|resource| merge_resource(document, resource, views))
             .collect(),
-        notes: Vec::new(),
+        notes: lost(document).into_iter().collect(),
     }
+}
+
+/// Who has to join again.
+fn lost(document: &Document) -> Option<String> {
+    let lost: Vec<String> = document
+        .lost
+        .iter()
+        .map(|n| document.node_name(n))
+        .collect();
+    (!lost.is_empty()).then(|| {
+        format!(
+            "lost before the cluster was recovered: {}; each comes back by `lockstep join --config FILE TOKEN --rejoin`, or goes by `lockstep node remove NODE`",
+            lost.join(", ")
+        )
+    })
 }
 
 fn merge_resource(

@@ -1,4 +1,5 @@
-//! A whole NBD connection from any bytes: the client flags, options, requests. The stream is given
+//! A whole NBD connection from any bytes: the client flags, options, requests of both kinds of headers
+//! (TLS is taken as if it were there: what it carries is the same). The stream is given
 //! to one connection at once and to another in pieces; both must do the same. The session itself
 //! asserts that nothing is taken that was not given and that no step writes without bound.
 #![no_main]
@@ -8,28 +9,34 @@ mod common;
 
 use common::session::Session;
 use libfuzzer_sys::fuzz_target;
-use nbd_frontend::Limits;
+use nbd_frontend::{Limits, TlsMode};
 
 /// Small limits, so that small inputs go beyond them.
-fn session() -> Session {
-    let mut session = Session::new(Limits {
+fn session(tls: TlsMode) -> Session {
+    let limits = Limits {
         max_payload_bytes: 600,
-        max_option_bytes: 64,
+        max_option_bytes: 90,
         max_options: 20,
         ..Limits::default()
-    });
+    };
+    let mut session = Session::with_tls(limits, tls);
     session.serving = true;
     session
 }
 
 fuzz_target!(|input: &[u8]| {
-    // The first byte says how the second connection's stream is cut.
+    // The first byte says how the second connection's stream is cut, and whether there is TLS.
     let Some((piece, stream)) = input.split_first() else {
         return;
     };
-    let mut whole = session();
+    let tls = match piece / 61 {
+        0 | 1 => TlsMode::Off,
+        2 => TlsMode::On,
+        _ => TlsMode::Require,
+    };
+    let mut whole = session(tls);
     whole.feed(stream);
-    let mut split = session();
+    let mut split = session(tls);
     for piece in stream.chunks(usize::from(*piece % 61) + 1) {
         split.feed(piece);
     }

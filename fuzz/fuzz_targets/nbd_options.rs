@@ -8,19 +8,26 @@ mod common;
 use common::message::{self, option};
 use common::session::Session;
 use libfuzzer_sys::fuzz_target;
-use nbd_frontend::{Limits, Step};
+use nbd_frontend::{Limits, Step, TlsMode};
 
 fuzz_target!(|input: &[u8]| {
     let Some((number, data)) = input.split_first() else {
         return;
     };
-    let number = u32::from(number % 16);
-    let mut session = Session::new(Limits::default());
+    let (number, before) = (u32::from(number % 16), number / 16);
+    let mut session = Session::with_tls(Limits::default(), TlsMode::On);
     session.feed(&message::CLIENT_FLAGS);
+    // What an option may say depends on the kind of replies.
+    match before % 3 {
+        0 => {}
+        1 => session.feed(&option(message::STRUCTURED_REPLY, b"")),
+        _ => session.feed(&option(message::EXTENDED_HEADERS, b"")),
+    }
+    session.steps.clear();
     session.out.clear();
     session.feed(&option(number, data));
     match session.steps[..] {
-        [Step::Answered] => {
+        [Step::Answered | Step::Secure] => {
             // A final reply: an error, or an acknowledgement at the end.
             let out = &session.out;
             assert_eq!(out[..8], [0, 3, 0xe8, 0x89, 0x04, 0x55, 0x65, 0xa9]);

@@ -4,11 +4,27 @@
 
 use crate::export::Exports;
 use crate::limits::Limits;
+use crate::meta::{Extent, MetaQuestion, Selection};
 use crate::options::{self, CLIENT_FLAGS_BYTES, InfoQuestion, OPTION_HEADER_BYTES};
-use crate::reply::{Outcome, put_error, put_reply};
-use crate::request::{Command, REQUEST_BYTES, RawRequest, Rejection, Request, Terms};
+use crate::reply::{Head, Outcome, Piece, Replies, put_error, put_piece, put_reply, put_status};
+use crate::request::{
+    Command, EXTENDED_REQUEST_BYTES, MAX_STATUS_PAYLOAD_BYTES, REQUEST_BYTES, RawRequest,
+    Rejection, Request, Terms,
+};
 use crate::wire::{MAX_STRING_BYTES, option, option_reply};
-use crate::{CloseReason, ExportInfo};
+use crate::{CloseReason, ExportInfo, NbdError};
+
+/// Whether clients may, or must, have the connection encrypted by STARTTLS ("TLS support").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// They can't.
+    #[default]
+    Off,
+    /// They may.
+    On,
+    /// They must, before anything else.
+    Require,
+}
 
 /// What the driver does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +34,10 @@ pub enum Step {
     NeedMore,
     /// A message was answered in the output. Go on with the rest of the input.
     Answered,
+    /// The client wants TLS. Send the output in the clear; whatever comes after it, the rest of the
+    /// input included, is TLS in both directions, and what it carries is given to
+    /// [`Connection::receive`]. Nothing that was negotiated before counts any more.
+    Secure,
     /// The handshake is over (its answer is in the output): bind the connection to the device of
     /// [`Connection::export`], then go on with the rest of the input.
     Opened,
@@ -47,19 +67,32 @@ enum Phase {
     /// Drops the data of an option that is too long to be kept.
     OptionSkip {
         option: u32,
-        left: u32,
+        left: u64,
     },
     RequestHeader,
+    /// Collects the payload of a BLOCK_STATUS.
+    StatusPayload {
+        raw: RawRequest,
+        length: usize,
+    },
     /// Drops a payload; then answers the request that it belonged to, if that is left to be done.
     PayloadSkip {
-        left: u32,
-        answer: Option<(u64, Rejection)>,
+        left: u64,
+        answer: Option<(Head, Rejection)>,
     },
     Closed(CloseReason),
 }
 
 /// Longest message part of fixed length.
-const MAX_HEADER_BYTES: usize = REQUEST_BYTES;
+const MAX_HEADER_BYTES: usize = EXTENDED_REQUEST_BYTES;
+
+/// What the client has asked for; STARTTLS forgets all of it.
+#[derive(Debug, Default)]
+struct Negotiated {
+    replies: Replies,
+    block_sizes_asked: bool,
+    selection: Selection,
+}
 
 /// The state of one connection.
 ///
@@ -69,16 +102,17 @@ const MAX_HEADER_BYTES: usize = REQUEST_BYTES;
 #[derive(Debug)]
 pub struct Connection {
     limits: Limits,
+    tls: TlsMode,
+    secured: bool,
     phase: Phase,
     /// Beginning of a header that the input ended in.
     partial: [u8; MAX_HEADER_BYTES],
     partial_bytes: usize,
-    /// The option's data so far; given back when the handshake ends.
-    option_data: Vec<u8>,
+    /// Data of an option, or of a BLOCK_STATUS, so far; given back when the handshake ends.
+    collected: Vec<u8>,
     options_seen: u32,
     no_zeroes: bool,
-    structured: bool,
-    block_sizes_asked: bool,
+    negotiated: Negotiated,
     /// There from `Opened` on.
     terms: Option<Box<Terms>>,
     shutting_down: bool,
@@ -89,18 +123,19 @@ pub struct Connection {
 impl Connection {
     /// A new connection; puts the greeting, with which the server begins, into the output.
     #[must_use]
-    pub fn new(limits: Limits, out: &mut Vec<u8>) -> Self {
+    pub fn new(limits: Limits, tls: TlsMode, out: &mut Vec<u8>) -> Self {
         options::put_greeting(out);
         Self {
             limits,
+            tls,
+            secured: false,
             phase: Phase::ClientFlags,
             partial: [0; MAX_HEADER_BYTES],
             partial_bytes: 0,
-            option_data: Vec::new(),
+            collected: Vec::new(),
             options_seen: 0,
             no_zeroes: false,
-            structured: false,
-            block_sizes_asked: false,
+            negotiated: Negotiated::default(),
             terms: None,
             shutting_down: false,
             in_flight: 0,
@@ -135,12 +170,54 @@ impl Connection {
     /// step is answered once.
     #[must_use]
     pub fn reply(&mut self, request: &Request, outcome: Outcome, out: &mut Vec<u8>) -> u32 {
+        self.ended(request);
+        put_reply(request, outcome, self.replies(), out)
+    }
+
+    /// The same for a READ whose bytes are `data`: writes the header of the piece of the reply that
+    /// begins at `from`, 0 first, then what [`Piece::next`] says, and tells which bytes follow it.
+    /// Clients that take chunks get holes for longer runs of zeroes.
+    pub fn reply_piece(
+        &mut self,
+        request: &Request,
+        data: &[u8],
+        from: usize,
+        out: &mut Vec<u8>,
+    ) -> Piece {
+        let piece = put_piece(request, data, from, self.replies(), out);
+        if piece.next.is_none() {
+            self.ended(request);
+        }
+        piece
+    }
+
+    /// The same for a BLOCK_STATUS: for each context asked for its place in the export's
+    /// [`meta_contexts`](ExportInfo::meta_contexts), and extents one after the other from the start of
+    /// the range. They may end before it does, or go beyond.
+    pub fn reply_status(
+        &mut self,
+        request: &Request,
+        answers: &[(usize, Vec<Extent>)],
+        out: &mut Vec<u8>,
+    ) {
+        self.ended(request);
+        if !put_status(request, answers, self.replies(), out) {
+            debug_assert!(false, "a block status without an extent");
+            let failed = Outcome::Failed(NbdError::Io);
+            let _no_data = put_reply(request, failed, self.replies(), out);
+        }
+    }
+
+    fn ended(&mut self, request: &Request) {
         debug_assert!(self.in_flight > 0, "a reply without a request");
         self.in_flight = self.in_flight.saturating_sub(1);
         self.in_flight_bytes = self
             .in_flight_bytes
             .saturating_sub(u64::from(request.payload_bytes()));
-        put_reply(request, outcome, self.structured, out)
+    }
+
+    const fn replies(&self) -> Replies {
+        self.negotiated.replies
     }
 
     /// Skips the next `bytes` of the stream: the rest of the payload of a [`Step::Write`] that the
@@ -153,7 +230,7 @@ impl Connection {
         );
         if self.phase == Phase::RequestHeader && bytes > 0 {
             self.phase = Phase::PayloadSkip {
-                left: bytes,
+                left: u64::from(bytes),
                 answer: None,
             };
         }
@@ -193,8 +270,23 @@ impl Connection {
                     return Some(Step::NeedMore);
                 }
                 self.phase = Phase::RequestHeader;
-                let (cookie, rejection) = answer?;
-                Some(self.refuse(cookie, rejection, out))
+                let (head, rejection) = answer?;
+                Some(self.refuse(head, rejection, out))
+            }
+            Phase::StatusPayload { raw, length } => {
+                if !self.collect(rest, length) {
+                    return Some(Step::NeedMore);
+                }
+                let payload = std::mem::take(&mut self.collected);
+                self.phase = Phase::RequestHeader;
+                let checked = match &self.terms {
+                    Some(terms) if !self.shutting_down => terms.check_status(&raw, &payload),
+                    _ => Err(Rejection::SHUTTING_DOWN),
+                };
+                Some(match checked {
+                    Ok(request) => self.hand_out(request),
+                    Err(rejection) => self.refuse(raw.head(), rejection, out),
+                })
             }
             Phase::ClientFlags => {
                 let Some(bytes) = self.header::<CLIENT_FLAGS_BYTES>(rest) else {
@@ -211,22 +303,16 @@ impl Connection {
             }
             Phase::OptionHeader => self.option_header(rest, out),
             Phase::OptionData { option, length } => {
-                let missing = length.saturating_sub(length_u32(self.option_data.len()));
-                let taken = usize::try_from(missing)
-                    .unwrap_or(usize::MAX)
-                    .min(rest.len());
-                let (head, tail) = rest.split_at(taken);
-                self.option_data.extend_from_slice(head);
-                *rest = tail;
-                if length_u32(taken) < missing {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                if !self.collect(rest, length) {
                     return Some(Step::NeedMore);
                 }
                 self.phase = Phase::OptionHeader;
-                let data = std::mem::take(&mut self.option_data);
+                let data = std::mem::take(&mut self.collected);
                 let step = self.option(option, &data, exports, out);
                 if self.phase == Phase::OptionHeader {
-                    self.option_data = data;
-                    self.option_data.clear();
+                    self.collected = data;
+                    self.collected.clear();
                 }
                 Some(step)
             }
@@ -267,15 +353,26 @@ impl Connection {
         {
             return Some(Step::AtLimit);
         }
-        let Some(bytes) = self.header::<REQUEST_BYTES>(rest) else {
-            return Some(Step::NeedMore);
+        let parsed = if self.replies() == Replies::Extended {
+            let Some(bytes) = self.header::<EXTENDED_REQUEST_BYTES>(rest) else {
+                return Some(Step::NeedMore);
+            };
+            RawRequest::parse_extended(&bytes)
+        } else {
+            let Some(bytes) = self.header::<REQUEST_BYTES>(rest) else {
+                return Some(Step::NeedMore);
+            };
+            RawRequest::parse(&bytes)
         };
-        let raw = match RawRequest::parse(&bytes) {
+        let raw = match parsed {
             Ok(raw) => raw,
             Err(reason) => return Some(self.close(reason)),
         };
         if raw.is_disconnect() {
             return Some(self.close(CloseReason::Disconnected));
+        }
+        if raw.has_status_payload(self.replies()) {
+            return self.status_payload(&raw);
         }
         let checked = match &mut self.terms {
             Some(terms) if !self.shutting_down => terms.check_now(&raw, exports),
@@ -285,29 +382,48 @@ impl Connection {
             Ok(request) if request.is_empty() => {
                 // Nothing to do for a range of no bytes. What this says is left open by the
                 // protocol, except that the connection goes on.
-                let _no_data = put_reply(&request, Outcome::Done, self.structured, out);
+                let _no_data = put_reply(&request, Outcome::Done, self.replies(), out);
                 Some(Step::Answered)
             }
-            Ok(request) => {
-                self.in_flight = self.in_flight.saturating_add(1);
-                self.in_flight_bytes = self
-                    .in_flight_bytes
-                    .saturating_add(u64::from(request.payload_bytes()));
-                Some(match request.command {
-                    Command::Write => Step::Write(request),
-                    _ => Step::Request(request),
-                })
-            }
-            Err(rejection) => {
-                // Answered after its payload: simple clients read only once they have sent all.
-                let answer = Some((raw.cookie, rejection));
-                self.phase = Phase::PayloadSkip {
-                    left: raw.payload_bytes(),
-                    answer,
-                };
-                None
-            }
+            Ok(request) => Some(self.hand_out(request)),
+            Err(rejection) => self.reject(&raw, rejection),
         }
+    }
+
+    fn hand_out(&mut self, request: Request) -> Step {
+        self.in_flight = self.in_flight.saturating_add(1);
+        self.in_flight_bytes = self
+            .in_flight_bytes
+            .saturating_add(u64::from(request.payload_bytes()));
+        match request.command {
+            Command::Write => Step::Write(request),
+            _ => Step::Request(request),
+        }
+    }
+
+    /// Answers after the payload: simple clients read only once they have sent all.
+    fn reject(&mut self, raw: &RawRequest, rejection: Rejection) -> Option<Step> {
+        let left = raw.payload_bytes(self.replies());
+        if self.replies() == Replies::Extended && left > u64::from(self.limits.max_payload_bytes) {
+            return Some(self.close(CloseReason::PayloadTooLong(left)));
+        }
+        let answer = Some((raw.head(), rejection));
+        self.phase = Phase::PayloadSkip { left, answer };
+        None
+    }
+
+    fn status_payload(&mut self, raw: &RawRequest) -> Option<Step> {
+        let length = raw.payload_bytes(self.replies());
+        if length > u64::from(MAX_STATUS_PAYLOAD_BYTES) {
+            let rejection = Rejection {
+                error: NbdError::Invalid,
+                reason: "the payload of a block status is malformed",
+            };
+            return self.reject(raw, rejection);
+        }
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        self.phase = Phase::StatusPayload { raw: *raw, length };
+        None
     }
 
     fn option_header(&mut self, rest: &mut &[u8], out: &mut Vec<u8>) -> Option<Step> {
@@ -336,7 +452,7 @@ impl Connection {
             }
             _ if length > self.limits.max_option_bytes => Phase::OptionSkip {
                 option,
-                left: length,
+                left: u64::from(length),
             },
             _ => Phase::OptionData { option, length },
         };
@@ -357,16 +473,30 @@ impl Connection {
         if option == option::ABORT {
             return self.abort(out);
         }
+        if self.lacks_tls() && option != option::STARTTLS {
+            let text = "this server requires TLS; use STARTTLS first";
+            options::put_option_error(option, option_reply::ERR_TLS_REQD, text, out);
+            return Step::Answered;
+        }
         if self.shutting_down {
             let text = "this server is shutting down; connect to another one";
             options::put_option_error(option, option_reply::ERR_SHUTDOWN, text, out);
             return Step::Answered;
         }
+        let takes_no_data = matches!(
+            option,
+            option::LIST | option::STRUCTURED_REPLY | option::STARTTLS | option::EXTENDED_HEADERS
+        );
+        if takes_no_data && !data.is_empty() {
+            let text = "this option takes no data";
+            options::put_option_error(option, option_reply::ERR_INVALID, text, out);
+            return Step::Answered;
+        }
         match option {
             option::INFO | option::GO => return self.info(option, data, exports, out),
-            option::LIST | option::STRUCTURED_REPLY if !data.is_empty() => {
-                let text = "this option takes no data";
-                options::put_option_error(option, option_reply::ERR_INVALID, text, out);
+            option::STARTTLS => return self.start_tls(out),
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.meta_contexts(option, data, exports, out);
             }
             option::LIST => {
                 for listing in exports.list() {
@@ -374,8 +504,17 @@ impl Connection {
                 }
                 options::put_option_reply(option, option_reply::ACK, &[], out);
             }
+            option::STRUCTURED_REPLY if self.replies() == Replies::Extended => {
+                let text =
+                    "extended headers were negotiated already and replace structured replies";
+                options::put_option_error(option, option_reply::ERR_EXT_HEADER_REQD, text, out);
+            }
             option::STRUCTURED_REPLY => {
-                self.structured = true;
+                self.negotiated.replies = Replies::Structured;
+                options::put_option_reply(option, option_reply::ACK, &[], out);
+            }
+            option::EXTENDED_HEADERS => {
+                self.negotiated.replies = Replies::Extended;
                 options::put_option_reply(option, option_reply::ACK, &[], out);
             }
             _ => {
@@ -384,6 +523,75 @@ impl Connection {
             }
         }
         Step::Answered
+    }
+
+    fn lacks_tls(&self) -> bool {
+        self.tls == TlsMode::Require && !self.secured
+    }
+
+    fn start_tls(&mut self, out: &mut Vec<u8>) -> Step {
+        let (kind, text) = if self.secured {
+            (option_reply::ERR_INVALID, "the connection has TLS already")
+        } else if self.tls == TlsMode::Off {
+            (
+                option_reply::ERR_POLICY,
+                "this server has no TLS; see its nbd_tls setting",
+            )
+        } else {
+            options::put_option_reply(option::STARTTLS, option_reply::ACK, &[], out);
+            self.secured = true;
+            // Somebody else may have said it ("STARTTLS": nothing is kept).
+            self.negotiated = Negotiated::default();
+            return Step::Secure;
+        };
+        options::put_option_error(option::STARTTLS, kind, text, out);
+        Step::Answered
+    }
+
+    fn meta_contexts(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        exports: &dyn Exports,
+        out: &mut Vec<u8>,
+    ) {
+        let sets = option == option::SET_META_CONTEXT;
+        if sets {
+            // Whatever the answer: what was selected before is replaced.
+            self.negotiated.selection = Selection::default();
+        }
+        let parsed = if self.replies().are_structured() {
+            MetaQuestion::parse(data)
+        } else {
+            Err("metadata contexts need structured replies or extended headers first")
+        };
+        let question = match parsed {
+            Ok(question) => question,
+            Err(text) => {
+                options::put_option_error(option, option_reply::ERR_INVALID, text, out);
+                return;
+            }
+        };
+        let export = match exports.find(question.export) {
+            Ok(export) => export,
+            Err(error) => {
+                options::put_export_error(option, &error, out);
+                return;
+            }
+        };
+        let offered = export.meta_contexts;
+        let contexts = if sets {
+            question.selected(offered)
+        } else {
+            question.listed(offered)
+        };
+        for place in contexts.places() {
+            options::put_meta_context(option, place, offered[place], sets, out);
+        }
+        options::put_option_reply(option, option_reply::ACK, &[], out);
+        if sets {
+            self.negotiated.selection = Selection::new(&export, contexts);
+        }
     }
 
     fn info(&mut self, option: u32, data: &[u8], exports: &dyn Exports, out: &mut Vec<u8>) -> Step {
@@ -401,8 +609,8 @@ impl Connection {
                 return Step::Answered;
             }
         };
-        self.block_sizes_asked |= question.block_sizes;
-        let flags = export.transmission_flags(self.structured);
+        self.negotiated.block_sizes_asked |= question.block_sizes;
+        let flags = self.transmission_flags(&export);
         let max_payload_bytes = self.limits.max_payload_bytes;
         options::put_infos(option, &question, &export, flags, max_payload_bytes, out);
         if option == option::GO {
@@ -412,7 +620,17 @@ impl Connection {
         }
     }
 
+    fn transmission_flags(&self, export: &ExportInfo) -> u16 {
+        export.transmission_flags(self.replies(), self.negotiated.selection.of(export))
+    }
+
     fn export_name(&mut self, data: &[u8], exports: &dyn Exports, out: &mut Vec<u8>) -> Step {
+        if self.lacks_tls() {
+            return self.close(CloseReason::TlsRequired);
+        }
+        if self.replies() == Replies::Extended {
+            return self.close(CloseReason::NeedsGo);
+        }
         let found = match options::parse_name(data) {
             Ok(name) if !self.shutting_down => exports.find(name).ok(),
             _ => None,
@@ -420,7 +638,7 @@ impl Connection {
         let Some(export) = found else {
             return self.close(CloseReason::ExportRefused);
         };
-        let flags = export.transmission_flags(self.structured);
+        let flags = self.transmission_flags(&export);
         options::put_export_name_answer(&export, flags, self.no_zeroes, out);
         self.open(export)
     }
@@ -438,29 +656,34 @@ impl Connection {
             "an export that must not be advertised: {export:?}"
         );
         self.terms = Some(Box::new(Terms {
+            contexts: self.negotiated.selection.of(&export),
             export,
-            structured: self.structured,
-            block_sizes_asked: self.block_sizes_asked,
+            replies: self.replies(),
+            block_sizes_asked: self.negotiated.block_sizes_asked,
             max_payload_bytes: self.limits.max_payload_bytes,
         }));
+        self.negotiated.selection = Selection::default();
         self.phase = Phase::RequestHeader;
         Step::Opened
     }
 
-    fn refuse(&self, cookie: u64, rejection: Rejection, out: &mut Vec<u8>) -> Step {
-        put_error(
-            cookie,
-            rejection.error,
-            rejection.reason,
-            self.structured,
-            out,
-        );
+    fn refuse(&self, head: Head, rejection: Rejection, out: &mut Vec<u8>) -> Step {
+        put_error(head, rejection.error, rejection.reason, self.replies(), out);
         Step::Answered
     }
 
     const fn close(&mut self, reason: CloseReason) -> Step {
         self.phase = Phase::Closed(reason);
         Step::Close(reason)
+    }
+
+    /// Puts what is missing of `length` bytes aside; true once they are there.
+    fn collect(&mut self, rest: &mut &[u8], length: usize) -> bool {
+        let missing = length.saturating_sub(self.collected.len());
+        let (head, tail) = rest.split_at(missing.min(rest.len()));
+        self.collected.extend_from_slice(head);
+        *rest = tail;
+        self.collected.len() >= length
     }
 
     /// The next `N` bytes of the stream, or `None` after all of `rest` was put aside.
@@ -485,10 +708,10 @@ impl Connection {
 }
 
 /// Drops up to `left` bytes of `rest`; returns how many are left to be dropped.
-fn skip(rest: &mut &[u8], left: u32) -> u32 {
+fn skip(rest: &mut &[u8], left: u64) -> u64 {
     let dropped = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
     *rest = &rest[dropped..];
-    left.saturating_sub(length_u32(dropped))
+    left.saturating_sub(u64::try_from(dropped).unwrap_or(u64::MAX))
 }
 
 /// A length that is known to fit.

@@ -78,6 +78,15 @@ pub enum CloseReason {
     /// EXPORT_NAME asked for an export that cannot be had; that option has no error reply.
     #[error("the export that EXPORT_NAME asked for is not available")]
     ExportRefused,
+    /// EXPORT_NAME came before TLS, which is required here; that option has no error reply.
+    #[error("EXPORT_NAME without TLS, which is required")]
+    TlsRequired,
+    /// EXPORT_NAME came after EXTENDED_HEADERS, with which only GO may be used.
+    #[error("EXPORT_NAME cannot be used with extended headers")]
+    NeedsGo,
+    /// A request says that more payload follows than may ("Request message": SHOULD disconnect).
+    #[error("a payload of {0} bytes is longer than the advertised maximum")]
+    PayloadTooLong(u64),
     /// More options than [`Limits::max_options`](crate::Limits::max_options).
     #[error("too many options in one handshake")]
     TooManyOptions,

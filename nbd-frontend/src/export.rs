@@ -3,6 +3,8 @@
 
 use thiserror::Error;
 
+use crate::meta::{Contexts, MAX_CONTEXTS};
+use crate::reply::Replies;
 use crate::wire::{MAX_STRING_BYTES, clip_to, transmission_flag as flag};
 
 /// Largest advertised minimum block size ("Block size constraints").
@@ -46,6 +48,9 @@ pub struct ExportInfo {
     /// WRITE_ZEROES with FAST_ZERO is either fast or refused at once with
     /// [`NbdError::NotSupported`](crate::NbdError::NotSupported).
     pub can_fast_zero: bool,
+    /// Metadata contexts that BLOCK_STATUS can tell about, at most [`MAX_CONTEXTS`], named as in
+    /// "Metadata querying": [`BASE_ALLOCATION`](crate::BASE_ALLOCATION), or a namespace of the program's own.
+    pub meta_contexts: &'static [&'static str],
 }
 
 impl ExportInfo {
@@ -63,6 +68,7 @@ impl ExportInfo {
             rotational: false,
             can_multi_conn: false,
             can_fast_zero: false,
+            meta_contexts: &[],
         }
     }
 
@@ -73,6 +79,7 @@ impl ExportInfo {
             && !self.name.contains('\0')
             && self.min_block_bytes.is_power_of_two()
             && self.min_block_bytes <= MAX_MIN_BLOCK_BYTES
+            && self.meta_contexts.len() <= MAX_CONTEXTS
             && self.preferred_block_bytes.is_power_of_two()
             && self.preferred_block_bytes >= MIN_PREFERRED_BLOCK_BYTES.max(self.min_block_bytes)
             && self
@@ -81,8 +88,9 @@ impl ExportInfo {
     }
 
     /// "Transmission flags". TRIM and WRITE_ZEROES are not offered where they would be refused, DF
-    /// only with structured replies.
-    pub(crate) const fn transmission_flags(&self, structured: bool) -> u16 {
+    /// only with structured replies, and a payload of BLOCK_STATUS only with extended headers and
+    /// where there is something to choose from.
+    pub(crate) const fn transmission_flags(&self, replies: Replies, contexts: Contexts) -> u16 {
         let mut flags = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_CACHE;
         if self.read_only {
             flags |= flag::READ_ONLY;
@@ -98,8 +106,11 @@ impl ExportInfo {
         if self.can_multi_conn {
             flags |= flag::CAN_MULTI_CONN;
         }
-        if structured {
+        if replies.are_structured() {
             flags |= flag::SEND_DF;
+        }
+        if matches!(replies, Replies::Extended) && !contexts.is_empty() {
+            flags |= flag::BLOCK_STATUS_PAYLOAD;
         }
         flags
     }

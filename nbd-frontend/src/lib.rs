@@ -12,12 +12,13 @@ mod device;
 mod error;
 mod export;
 mod limits;
+mod meta;
 mod options;
 mod reply;
 mod request;
 mod wire;
 
-pub use connection::{Connection, Step};
+pub use connection::{Connection, Step, TlsMode};
 pub use device::{BlockDevice, Completion, Tag};
 pub use error::{CloseReason, NbdError};
 pub use export::{ExportError, ExportInfo, ExportListing, Exports};
@@ -25,5 +26,6 @@ pub use limits::{
     Limits, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_PAYLOAD_BYTES,
     MAX_UNSENT_BYTES,
 };
-pub use reply::{DATA_CHUNK_HEADER_BYTES, Outcome, SIMPLE_REPLY_BYTES};
+pub use meta::{BASE_ALLOCATION, Contexts, Extent, HOLE, MAX_CONTEXTS, ZERO};
+pub use reply::{DATA_CHUNK_HEADER_BYTES, Outcome, Piece, SIMPLE_REPLY_BYTES};
 pub use request::{Command, CommandFlags, Request};

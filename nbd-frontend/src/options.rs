@@ -2,6 +2,7 @@
 //! In which order options may come, and what they change, is the connection's matter.
 
 use crate::export::{ExportError, ExportInfo, ExportListing};
+use crate::meta::id_of;
 use crate::wire::{Fields, MAX_STRING_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, info, option_reply};
 use crate::wire::{clip, handshake_flag, put_u16, put_u32, put_u64};
 use crate::{CloseReason, wire};
@@ -182,6 +183,20 @@ pub(crate) fn put_listing(option: u32, listing: &ExportListing, out: &mut Vec<u8
         clip(&listing.description).as_bytes(),
     ];
     put_option_reply(option, option_reply::SERVER, &data, out);
+}
+
+/// Writes one metadata context of the answer to LIST_META_CONTEXT (where its number means nothing) or
+/// SET_META_CONTEXT: u32 number of the context, its name.
+pub(crate) fn put_meta_context(
+    option: u32,
+    place: usize,
+    name: &str,
+    is_selected: bool,
+    out: &mut Vec<u8>,
+) {
+    let id = if is_selected { id_of(place) } else { 0 };
+    let data: [&[u8]; 2] = [&id.to_be_bytes(), clip(name).as_bytes()];
+    put_option_reply(option, option_reply::META_CONTEXT, &data, out);
 }
 
 /// Writes the answer to INFO and GO, up to and with the acknowledgement. INFO_EXPORT always comes,

@@ -2,7 +2,9 @@
 //! is pure; what a rejected request costs (its reply, its payload) is the connection's matter.
 
 use crate::export::{ExportInfo, Exports};
-use crate::wire::{REQUEST_MAGIC, command, command_flag as flag};
+use crate::meta::{Contexts, id_of};
+use crate::reply::{Head, Replies};
+use crate::wire::{EXTENDED_REQUEST_MAGIC, Fields, REQUEST_MAGIC, command, command_flag as flag};
 use crate::{CloseReason, NbdError};
 
 /// Bytes of a compact request.
@@ -16,6 +18,12 @@ use crate::{CloseReason, NbdError};
 /// | 16 | 8 | offset |
 /// | 24 | 4 | length |
 pub(crate) const REQUEST_BYTES: usize = 28;
+
+/// Bytes of a request with extended headers: the same with magic 0x21e41c71 and a length of 8 bytes.
+pub(crate) const EXTENDED_REQUEST_BYTES: usize = 32;
+
+/// Most payload of a BLOCK_STATUS: u64 length, and u32 for each context wanted, once.
+pub(crate) const MAX_STATUS_PAYLOAD_BYTES: u32 = 8 + 4 * 8;
 
 /// What a client asks a device to do. DISC and everything malformed never gets this far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +40,8 @@ pub enum Command {
     WriteZeroes,
     /// The range will be read soon; doing nothing is allowed.
     Cache,
+    /// Tell what the contexts of [`Request::contexts`] say about the range.
+    BlockStatus,
 }
 
 /// Flags of a request; only those that apply to its command are ever set.
@@ -43,6 +53,18 @@ impl CommandFlags {
     pub const NONE: Self = Self(0);
     /// Only FUA.
     pub const FUA: Self = Self(flag::FUA);
+
+    /// The flags as they stand on the wire.
+    #[must_use]
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Flags that came from [`bits`](Self::bits).
+    #[must_use]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
 
     /// What the command writes is durable before it is answered.
     #[must_use]
@@ -56,10 +78,16 @@ impl CommandFlags {
         self.0 & flag::NO_HOLE != 0
     }
 
-    /// READ: answer in a single chunk. Replies of this crate always are.
+    /// READ: answer in a single chunk.
     #[must_use]
     pub const fn dont_fragment(self) -> bool {
         self.0 & flag::DF != 0
+    }
+
+    /// BLOCK_STATUS: one extent, no longer than what was asked about.
+    #[must_use]
+    pub const fn req_one(self) -> bool {
+        self.0 & flag::REQ_ONE != 0
     }
 
     /// WRITE_ZEROES: fast, or refuse at once with the data untouched.
@@ -85,6 +113,8 @@ pub struct Request {
     pub length: u64,
     /// How to do it.
     pub flags: CommandFlags,
+    /// What BLOCK_STATUS asks for, not empty; [`Contexts::NONE`] for other commands.
+    pub contexts: Contexts,
 }
 
 impl Request {
@@ -94,13 +124,17 @@ impl Request {
         match self.command {
             // Checked against the limit, which is a u32, when the request was taken.
             Command::Read | Command::Write => u32::try_from(self.length).unwrap_or(u32::MAX),
-            Command::Flush | Command::Trim | Command::WriteZeroes | Command::Cache => 0,
+            Command::Flush
+            | Command::Trim
+            | Command::WriteZeroes
+            | Command::Cache
+            | Command::BlockStatus => 0,
         }
     }
 
     /// True when there is no byte to do anything with.
     pub(crate) fn is_empty(&self) -> bool {
-        self.length == 0 && self.command != Command::Flush
+        self.length == 0 && !matches!(self.command, Command::Flush | Command::BlockStatus)
     }
 }
 
@@ -111,14 +145,28 @@ pub(crate) struct RawRequest {
     pub(crate) command: u16,
     pub(crate) cookie: u64,
     pub(crate) offset: u64,
-    pub(crate) length: u32,
+    pub(crate) length: u64,
 }
 
 impl RawRequest {
     pub(crate) fn parse(bytes: &[u8; REQUEST_BYTES]) -> Result<Self, CloseReason> {
-        let [m0, m1, m2, m3, f0, f1, c0, c1, rest @ ..] = *bytes;
+        let [head @ .., l0, l1, l2, l3] = *bytes;
+        let length = u32::from_be_bytes([l0, l1, l2, l3]);
+        Self::with_magic(REQUEST_MAGIC, head, u64::from(length))
+    }
+
+    pub(crate) fn parse_extended(
+        bytes: &[u8; EXTENDED_REQUEST_BYTES],
+    ) -> Result<Self, CloseReason> {
+        let [head @ .., l0, l1, l2, l3, l4, l5, l6, l7] = *bytes;
+        let length = u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
+        Self::with_magic(EXTENDED_REQUEST_MAGIC, head, length)
+    }
+
+    fn with_magic(expected: u32, head: [u8; 24], length: u64) -> Result<Self, CloseReason> {
+        let [m0, m1, m2, m3, f0, f1, c0, c1, numbers @ ..] = head;
         let magic = u32::from_be_bytes([m0, m1, m2, m3]);
-        if magic != REQUEST_MAGIC {
+        if magic != expected {
             return Err(CloseReason::BadRequestMagic(magic));
         }
         let [
@@ -138,31 +186,40 @@ impl RawRequest {
             o5,
             o6,
             o7,
-            l0,
-            l1,
-            l2,
-            l3,
-        ] = rest;
+        ] = numbers;
         Ok(Self {
             flags: u16::from_be_bytes([f0, f1]),
             command: u16::from_be_bytes([c0, c1]),
             cookie: u64::from_be_bytes([k0, k1, k2, k3, k4, k5, k6, k7]),
             offset: u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]),
-            length: u32::from_be_bytes([l0, l1, l2, l3]),
+            length,
         })
+    }
+
+    pub(crate) const fn head(&self) -> Head {
+        Head {
+            cookie: self.cookie,
+            offset: self.offset,
+        }
     }
 
     pub(crate) const fn is_disconnect(&self) -> bool {
         self.command == command::DISC
     }
 
-    /// Bytes that follow on the stream, whether or not the request is any good: only WRITE has any.
-    pub(crate) const fn payload_bytes(&self) -> u32 {
-        if self.command == command::WRITE {
-            self.length
-        } else {
-            0
-        }
+    /// Bytes that follow on the stream, whether or not the request is any good: a WRITE's, or with
+    /// extended headers those of any command that says so.
+    pub(crate) fn payload_bytes(&self, replies: Replies) -> u64 {
+        let has_payload = match replies {
+            Replies::Extended => self.flags & flag::PAYLOAD_LEN != 0,
+            Replies::Simple | Replies::Structured => self.command == command::WRITE,
+        };
+        if has_payload { self.length } else { 0 }
+    }
+
+    /// Is it a BLOCK_STATUS whose payload says what it is about?
+    pub(crate) fn has_status_payload(&self, replies: Replies) -> bool {
+        self.command == command::BLOCK_STATUS && self.payload_bytes(replies) > 0
     }
 }
 
@@ -188,10 +245,11 @@ const fn reject<T>(error: NbdError, reason: &'static str) -> Result<T, Rejection
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) export: ExportInfo,
-    /// Structured replies were negotiated.
-    pub(crate) structured: bool,
+    pub(crate) replies: Replies,
     /// The client asked for the block sizes, so it has to keep to the minimum.
     pub(crate) block_sizes_asked: bool,
+    /// The metadata contexts that were selected for the export.
+    pub(crate) contexts: Contexts,
     pub(crate) max_payload_bytes: u32,
 }
 
@@ -204,7 +262,7 @@ impl Terms {
         exports: &dyn Exports,
     ) -> Result<Request, Rejection> {
         let checked = self.check(raw);
-        let end = raw.offset.checked_add(u64::from(raw.length));
+        let end = raw.offset.checked_add(raw.length);
         if checked.is_ok() || end.is_some_and(|end| end <= self.export.size_bytes) {
             return checked;
         }
@@ -217,10 +275,69 @@ impl Terms {
         }
     }
 
+    /// A BLOCK_STATUS with the payload that came with it, if both fit the export.
+    ///
+    /// | offset | size | field |
+    /// |---|---|---|
+    /// | 0 | 8 | length of the range |
+    /// | 8 | 4 each | contexts wanted, one at least |
+    pub(crate) fn check_status(
+        &self,
+        raw: &RawRequest,
+        payload: &[u8],
+    ) -> Result<Request, Rejection> {
+        let mut fields = Fields(payload);
+        let mut contexts = Contexts::NONE;
+        let length = fields.u64();
+        while let Some(id) = fields.u32() {
+            let place = self.contexts.places().find(|place| id_of(*place) == id);
+            if !place.is_some_and(|place| contexts.insert(place)) {
+                return reject(
+                    NbdError::Invalid,
+                    "a metadata context was not selected, or is named twice",
+                );
+            }
+        }
+        let Some(length) = length.filter(|_| fields.is_empty() && !contexts.is_empty()) else {
+            return reject(
+                NbdError::Invalid,
+                "the payload of a block status is malformed",
+            );
+        };
+        let flags = raw.flags & !flag::PAYLOAD_LEN;
+        let plain = RawRequest {
+            flags,
+            length,
+            ..*raw
+        };
+        let request = self.check(&plain)?;
+        Ok(Request {
+            contexts,
+            ..request
+        })
+    }
+
     /// The request, if it fits the export. "Request types", "Error values", "Block size constraints".
     pub(crate) fn check(&self, raw: &RawRequest) -> Result<Request, Rejection> {
+        let is_extended = self.replies == Replies::Extended;
         let (command, allowed) = match raw.command {
-            command::READ => (Command::Read, if self.structured { flag::DF } else { 0 }),
+            command::READ => {
+                let df = if self.replies.are_structured() {
+                    flag::DF
+                } else {
+                    0
+                };
+                (Command::Read, df)
+            }
+            command::WRITE if is_extended => {
+                if raw.flags & flag::PAYLOAD_LEN == 0 {
+                    return reject(
+                        NbdError::Invalid,
+                        "with extended headers a write has to say that a payload follows",
+                    );
+                }
+                (Command::Write, flag::PAYLOAD_LEN)
+            }
             command::WRITE => (Command::Write, 0),
             command::FLUSH => (Command::Flush, 0),
             command::TRIM => (Command::Trim, 0),
@@ -232,6 +349,18 @@ impl Terms {
                     0
                 };
                 (Command::WriteZeroes, flag::NO_HOLE | fast)
+            }
+            command::BLOCK_STATUS => {
+                if self.contexts.is_empty() {
+                    return reject(
+                        NbdError::Invalid,
+                        "no metadata context was selected for this export",
+                    );
+                }
+                if raw.length == 0 {
+                    return reject(NbdError::Invalid, "a block status of no bytes");
+                }
+                (Command::BlockStatus, flag::REQ_ONE)
             }
             _ => return reject(NbdError::Invalid, "unknown command"),
         };
@@ -246,8 +375,13 @@ impl Terms {
             cookie: raw.cookie,
             command,
             offset: raw.offset,
-            length: u64::from(raw.length),
-            flags: CommandFlags(raw.flags),
+            length: raw.length,
+            flags: CommandFlags(raw.flags & !flag::PAYLOAD_LEN),
+            contexts: if command == Command::BlockStatus {
+                self.contexts
+            } else {
+                Contexts::NONE
+            },
         };
         let writes = matches!(
             command,
@@ -280,13 +414,12 @@ impl Terms {
         if end.is_none_or(|end| end > self.export.size_bytes) {
             let error = match request.command {
                 Command::Write | Command::WriteZeroes => NbdError::NoSpace,
-                Command::Read | Command::Trim | Command::Cache | Command::Flush => {
-                    NbdError::Invalid
-                }
+                _ => NbdError::Invalid,
             };
             return reject(error, "the range goes past the end of the export");
         }
-        if request.payload_bytes() > self.max_payload_bytes {
+        let has_payload = matches!(request.command, Command::Read | Command::Write);
+        if has_payload && request.length > u64::from(self.max_payload_bytes) {
             // EOVERFLOW is reserved for reads that must not be fragmented.
             let error = if request.flags.dont_fragment() {
                 NbdError::Overflow

@@ -1,6 +1,6 @@
 //! The numbers of the NBD protocol and the few helpers that put them into byte order. Source of all
-//! of them: the NBD protocol document, sections "Values" and "Transmission". Everything on the wire
-//! is big-endian. Nothing here decides anything.
+//! of them: the NBD protocol document, sections "Values" and "Transmission", and for what concerns
+//! extended headers its branch `extension-ext-header`. Everything on the wire is big-endian. Nothing here decides anything.
 
 /// First eight bytes of the greeting, `NBDMAGIC`.
 pub(crate) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -10,10 +10,14 @@ pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Start of a request with a 32-bit length ("compact").
 pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// Start of a request with a 64-bit length, after EXTENDED_HEADERS.
+pub(crate) const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 /// Start of a simple reply.
 pub(crate) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Start of one chunk of a structured reply.
 pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+/// Start of one chunk of a reply after EXTENDED_HEADERS.
+pub(crate) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Handshake flags, server to client; the client flags have the same bits.
 pub(crate) mod handshake_flag {
@@ -34,6 +38,7 @@ pub(crate) mod transmission_flag {
     pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
     pub(crate) const SEND_CACHE: u16 = 1 << 10;
     pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
+    pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Options that a client may send during the handshake.
@@ -41,9 +46,13 @@ pub(crate) mod option {
     pub(crate) const EXPORT_NAME: u32 = 1;
     pub(crate) const ABORT: u32 = 2;
     pub(crate) const LIST: u32 = 3;
+    pub(crate) const STARTTLS: u32 = 5;
     pub(crate) const INFO: u32 = 6;
     pub(crate) const GO: u32 = 7;
     pub(crate) const STRUCTURED_REPLY: u32 = 8;
+    pub(crate) const LIST_META_CONTEXT: u32 = 9;
+    pub(crate) const SET_META_CONTEXT: u32 = 10;
+    pub(crate) const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of replies to an option.
@@ -52,12 +61,15 @@ pub(crate) mod option_reply {
     pub(crate) const ACK: u32 = 1;
     pub(crate) const SERVER: u32 = 2;
     pub(crate) const INFO: u32 = 3;
+    pub(crate) const META_CONTEXT: u32 = 4;
     pub(crate) const ERR_UNSUP: u32 = ERROR | 1;
     pub(crate) const ERR_POLICY: u32 = ERROR | 2;
     pub(crate) const ERR_INVALID: u32 = ERROR | 3;
+    pub(crate) const ERR_TLS_REQD: u32 = ERROR | 5;
     pub(crate) const ERR_UNKNOWN: u32 = ERROR | 6;
     pub(crate) const ERR_SHUTDOWN: u32 = ERROR | 7;
     pub(crate) const ERR_TOO_BIG: u32 = ERROR | 9;
+    pub(crate) const ERR_EXT_HEADER_REQD: u32 = ERROR | 10;
 }
 
 /// Items of information about an export.
@@ -77,6 +89,7 @@ pub(crate) mod command {
     pub(crate) const TRIM: u16 = 4;
     pub(crate) const CACHE: u16 = 5;
     pub(crate) const WRITE_ZEROES: u16 = 6;
+    pub(crate) const BLOCK_STATUS: u16 = 7;
 }
 
 /// Flags of a command.
@@ -84,7 +97,9 @@ pub(crate) mod command_flag {
     pub(crate) const FUA: u16 = 1 << 0;
     pub(crate) const NO_HOLE: u16 = 1 << 1;
     pub(crate) const DF: u16 = 1 << 2;
+    pub(crate) const REQ_ONE: u16 = 1 << 3;
     pub(crate) const FAST_ZERO: u16 = 1 << 4;
+    pub(crate) const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Flags and types of structured reply chunks.
@@ -93,6 +108,8 @@ pub(crate) mod chunk {
     pub(crate) const NONE: u16 = 0;
     pub(crate) const OFFSET_DATA: u16 = 1;
     pub(crate) const OFFSET_HOLE: u16 = 2;
+    pub(crate) const BLOCK_STATUS: u16 = 5;
+    pub(crate) const BLOCK_STATUS_EXT: u16 = 6;
     pub(crate) const ERROR: u16 = (1 << 15) | 1;
 }
 
@@ -122,6 +139,10 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
     }
 
     /// `len` bytes as they are.

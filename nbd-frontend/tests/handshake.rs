@@ -311,37 +311,14 @@ fn malformed_info_and_go_are_invalid_and_leave_the_stream_in_step() {
 }
 
 #[test]
-fn unknown_withdrawn_and_not_yet_served_options_are_unsupported() {
+fn unknown_and_withdrawn_options_are_unsupported() {
     let mut session = haggling();
-    for number in [
-        0,
-        PEEK_EXPORT,
-        STARTTLS,
-        SET_META_CONTEXT,
-        11,
-        12,
-        0x7fff_ffff,
-        u32::MAX,
-    ] {
+    for number in [0, PEEK_EXPORT, 12, 0x7fff_ffff, u32::MAX] {
         let text = format!("option {number} is not supported by this server");
         let expected = error(number, ERR_UNSUP, &text);
         assert_eq!(ask(&mut session, number, b"any data"), expected);
     }
     assert!(session.steps.iter().all(|step| *step == Step::Answered));
-}
-
-#[test]
-fn meta_context_with_bytes_after_the_last_query_leaves_the_server_up() {
-    let mut session = haggling();
-    ask(&mut session, STRUCTURED_REPLY, b"");
-    let data = b"\0\0\0\x02r0\0\0\0\x01\0\0\0\x0fbase:allocationtrailing";
-    let text = "option 10 is not supported by this server";
-    assert_eq!(
-        ask(&mut session, SET_META_CONTEXT, data),
-        error(10, ERR_UNSUP, text)
-    );
-    ask(&mut session, GO, &question("r0", &[]));
-    assert_eq!(session.steps.last(), Some(&Step::Opened));
 }
 
 #[test]

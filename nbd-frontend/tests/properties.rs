@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::message::{self, option, question, request};
+use common::message::{self, extended, meta_question, option, question, request};
 use common::session::Session;
-use nbd_frontend::Limits;
+use nbd_frontend::{Limits, TlsMode};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 fn limits() -> Limits {
     Limits {
         max_payload_bytes: 600,
-        max_option_bytes: 64,
+        max_option_bytes: 90,
         max_options: 20,
         ..Limits::default()
     }
@@ -28,6 +28,48 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
         Just("nope")
     ];
     let any_option = (0_u32..13, vec(any::<u8>(), 0..80)).prop_map(|(n, data)| option(n, &data));
+    let meta_option = (
+        prop_oneof![Just("r0"), Just(""), Just("nope")],
+        vec(
+            prop_oneof![
+                Just("base:"),
+                Just("base:allocation"),
+                Just("x-test:odd"),
+                Just("x")
+            ],
+            0..3,
+        ),
+        9_u32..11,
+    )
+        .prop_map(|(name, queries, number)| option(number, &meta_question(name, &queries)));
+    let bare_option = prop_oneof![Just(5_u32), Just(8), Just(11)].prop_map(|n| option(n, b""));
+    let extended_request = (
+        0_u16..64,
+        0_u16..10,
+        any::<u64>(),
+        0_u64..1_100_000,
+        prop_oneof![0_u64..700, Just(1 << 20), Just(u64::MAX)],
+        vec(0_u32..4, 0..4),
+    )
+        .prop_map(|(flags, command, cookie, offset, length, ids)| {
+            let mut payload: Vec<u8> = length.to_be_bytes().to_vec();
+            for id in ids {
+                payload.extend_from_slice(&id.to_be_bytes());
+            }
+            let has_payload = flags & message::PAYLOAD_LEN != 0;
+            let is_status = has_payload && command == message::BLOCK_STATUS;
+            let length = match length {
+                _ if is_status => u64::try_from(payload.len()).unwrap(),
+                length => length,
+            };
+            let mut bytes = extended(flags, command, cookie, offset, length);
+            if is_status {
+                bytes.extend_from_slice(&payload);
+            } else if has_payload && length < 1000 {
+                bytes.resize(bytes.len() + usize::try_from(length).unwrap(), 0x5a);
+            }
+            bytes
+        });
     let good_option = (name, vec(0_u16..5, 0..4), prop_oneof![Just(6_u32), Just(7)])
         .prop_map(|(name, infos, number)| option(number, &question(name, &infos)));
     let any_request = (
@@ -63,6 +105,9 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         2 => any_option,
         2 => good_option,
+        2 => meta_option,
+        2 => bare_option,
+        4 => extended_request,
         3 => any_request,
         6 => good_request,
         1 => vec(any::<u8>(), 0..40),
@@ -73,14 +118,21 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 fn stream() -> impl Strategy<Value = Vec<u8>> {
     (
         any::<bool>(),
+        0..3,
         any::<bool>(),
         any::<bool>(),
         vec(message(), 0..20),
     )
-        .prop_map(|(zeroes, structured, open, messages)| {
+        .prop_map(|(zeroes, replies, contexts, open, messages)| {
             let mut bytes = vec![0, 0, 0, if zeroes { 1 } else { 3 }];
-            if structured {
-                bytes.extend_from_slice(&option(message::STRUCTURED_REPLY, b""));
+            match replies {
+                0 => {}
+                1 => bytes.extend_from_slice(&option(message::STRUCTURED_REPLY, b"")),
+                _ => bytes.extend_from_slice(&option(message::EXTENDED_HEADERS, b"")),
+            }
+            if contexts {
+                let both = meta_question("r0", &common::CONTEXTS);
+                bytes.extend_from_slice(&option(message::SET_META_CONTEXT, &both));
             }
             if open {
                 bytes.extend_from_slice(&option(message::GO, &question("r0", &[3])));
@@ -91,7 +143,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Session {
-    let mut session = Session::new(limits());
+    let mut session = Session::with_tls(limits(), TlsMode::On);
     session.serving = true;
     for piece in pieces {
         session.feed(piece);
@@ -148,9 +200,18 @@ proptest! {
         command in 0_u16..9,
         offset in prop_oneof![any::<u64>(), 0_u64..1_100_000],
         length in prop_oneof![any::<u32>(), 0_u32..5000],
+        wide in any::<bool>(),
     ) {
-        let mut session = Session::open("r0", true);
-        session.feed(&request(flags, command, 1, offset, length));
+        let replies = if wide { message::EXTENDED_HEADERS } else { message::STRUCTURED_REPLY };
+        let mut session = Session::after(&[
+            (replies, Vec::new()),
+            (message::SET_META_CONTEXT, meta_question("r0", &common::CONTEXTS)),
+        ]);
+        if wide {
+            session.feed(&extended(flags, command, 1, offset, length.into()));
+        } else {
+            session.feed(&request(flags, command, 1, offset, length));
+        }
         for step in &session.steps {
             if let nbd_frontend::Step::Request(taken) | nbd_frontend::Step::Write(taken) = step {
                 prop_assert!(taken.offset + taken.length <= common::R0_BYTES);

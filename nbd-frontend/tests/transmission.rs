@@ -8,7 +8,7 @@ use common::{Catalog, R0_BYTES};
 use nbd_frontend::{
     CloseReason, Command, CommandFlags, Connection, DATA_CHUNK_HEADER_BYTES, ExportError,
     ExportInfo, ExportListing, Exports, Limits, NbdError, Outcome, Request, SIMPLE_REPLY_BYTES,
-    Step,
+    Step, TlsMode,
 };
 
 /// The one request that the session handed out last.
@@ -294,7 +294,7 @@ impl Exports for Growing {
 fn an_export_that_has_grown_is_served_to_its_new_end_without_a_new_connection() {
     let exports = Growing(R0_BYTES.into());
     let mut out = Vec::new();
-    let mut connection = Connection::new(Limits::default(), &mut out);
+    let mut connection = Connection::new(Limits::default(), TlsMode::Off, &mut out);
     let mut feed = |bytes: &[u8]| connection.receive(bytes, &exports, &mut out).1;
     assert_eq!(feed(&CLIENT_FLAGS), Step::NeedMore);
     assert_eq!(feed(&option(EXPORT_NAME, b"r0")), Step::Opened);

@@ -233,6 +233,10 @@ impl Checker {
         if write.history != current {
             return Ok(false);
         }
+        if write.acked.is_some() {
+            // Answered once more, to a node that sent it again.
+            return Ok(true);
+        }
         write.acked = Some(now);
         write.stable = fua;
         let write = write.clone();

@@ -7,7 +7,7 @@ use crate::payload::SECTOR;
 use crate::rng::Rng;
 use crate::store::Process;
 use std::collections::BTreeMap;
-use vocabulary::{ByteRange, EXTENT_BYTES, VolumeId};
+use vocabulary::{ByteRange, EXTENT_BYTES, Epoch, HistoryId, VolumeId};
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,56 @@ pub struct Pending {
     pub invoked: Tick,
     /// The write that it is, if it is one.
     pub write: Option<WriteId>,
+    /// The epoch and the history that its node knew when it came there, and its turn among arrivals.
+    pub arrived: Option<Arrival>,
+    /// Its node has forwarded it.
+    pub forwarded: bool,
+}
+
+/// A request has come to its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Counts arrivals.
+    pub turn: u64,
+    /// What the node knew of the resource.
+    pub known: Option<(Epoch, HistoryId)>,
+}
+
+/// A request as its node forwards it: to primaries that node is the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The volume.
+    pub volume: VolumeId,
+    /// What it is.
+    pub ask: Ask,
+    /// When it was first sent.
+    pub invoked: Tick,
+    /// The write that it is, if it is one.
+    pub write: Option<WriteId>,
+    /// The history that its node knew when the request came there.
+    pub history: Option<HistoryId>,
+}
+
+impl Sent {
+    /// By the node itself.
+    #[must_use]
+    pub fn of(pending: &Pending) -> Self {
+        Self {
+            volume: pending.volume,
+            ask: pending.ask.clone(),
+            invoked: pending.invoked,
+            write: pending.write,
+            history: pending.history(),
+        }
+    }
+}
+
+impl Pending {
+    /// The history that its node knew when it came there.
+    #[must_use]
+    pub fn history(&self) -> Option<HistoryId> {
+        Some(self.arrived?.known?.1)
+    }
 }
 
 /// How clients behave in a run.
@@ -134,7 +184,12 @@ impl Load {
 pub struct Clients {
     /// Unanswered requests by their id.
     pub pending: BTreeMap<u64, Pending>,
+    /// What nodes have forwarded, by node and number.
+    pub sent: BTreeMap<(Process, u64), Sent>,
+    /// The request whose answer is just being brought to its node.
+    pub brought: Option<Sent>,
     next: u64,
+    turns: u64,
     /// Requests that were answered with success.
     pub served: u64,
     /// Requests that were answered with an error.
@@ -147,6 +202,40 @@ impl Clients {
         self.next += 1;
         self.pending.insert(self.next, pending);
         self.next
+    }
+
+    /// A request comes to its node, which knows this of the resource.
+    pub fn arrived(&mut self, id: u64, known: Option<(Epoch, HistoryId)>) {
+        self.turns += 1;
+        let turn = self.turns;
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.arrived = Some(Arrival { turn, known });
+        }
+    }
+
+    /// A node forwards, under this number, one of its requests that match and have none yet; false where
+    /// there is none. Which of several that are the same does not matter.
+    pub fn numbered(
+        &mut self,
+        from: Process,
+        number: u64,
+        invoked: Tick,
+        matches: impl Fn(&Pending) -> bool,
+    ) -> bool {
+        let candidates = self
+            .pending
+            .values_mut()
+            .filter(|p| p.process == from && p.arrived.is_some() && !p.forwarded && matches(p));
+        let Some(pending) = candidates.min_by_key(|p| p.arrived.map(|a| a.turn)) else {
+            return false;
+        };
+        pending.forwarded = true;
+        let sent = Sent {
+            invoked,
+            ..Sent::of(pending)
+        };
+        self.sent.insert((from, number), sent);
+        true
     }
 
     /// How many requests a client has under way.

@@ -3,6 +3,12 @@
 //! of its own. What voters and beacons say travels over the simulated network and is lost, late,
 //! doubled and overtaken. Mirrors the node's glue, and notes what is committed anywhere.
 
+mod fencing;
+mod joining;
+mod leases;
+mod operator;
+mod voter;
+
 use crate::faults::Repair;
 use crate::node::{Clock, Node};
 use crate::rng::Rng;
@@ -15,7 +21,7 @@ use controller::core::consensus::{
 use controller::core::failover::{self, Failover, Local, Message};
 use controller::core::{
     Command, Document, Name, Node as DocumentNode, NodeState, Policy, Refused, Replica, Report,
-    Resource, Version,
+    Resource, Timings, Version,
 };
 use replicator::core::api;
 use std::collections::BTreeMap;
@@ -44,6 +50,8 @@ pub struct Whole {
     pub consensus: consensus::Settings,
     /// Of leases.
     pub failover: failover::Settings,
+    /// Every machine can be switched off by a fence agent.
+    pub agents: bool,
     /// A data plane that stood still for so long is not trusted, in ms.
     pub turn_limit_ms: u64,
     /// Nor one with a disk request that old, in ms.
@@ -94,6 +102,14 @@ pub enum Word {
     Ended,
     /// To fail-over: its time may have come.
     BeaconTick,
+    /// To whoever wanted the node to be switched off, or an operator's word that it is: is it?
+    Shot(NodeId, bool),
+    /// A machine is switched off by a fence agent.
+    SwitchedOff,
+    /// The node looks after its own vote, and tells those that have none what it knows.
+    Rounds,
+    /// To a node without a vote: this is committed; does the sender lead?
+    Told(NodeId, bool, Rc<Document>),
     /// To the engine: something from the controller.
     Engine(Box<api::Event<crate::payload::Stamps>>),
 }
@@ -113,6 +129,7 @@ enum Origin {
     Engine(Generation),
     Declaration,
     Operator,
+    Vote,
 }
 
 #[derive(Clone, Debug)]
@@ -141,7 +158,10 @@ struct Mind {
     asked: BTreeMap<u64, Asked>,
     /// Commands that this voter has taken, by its number.
     jobs: BTreeMap<u64, (Process, u64)>,
-    version: u64,
+    /// The newest document that it knows to be committed.
+    known: Option<Rc<Document>>,
+    /// Who leads, as others say, and when that was said: for a node without a vote.
+    said: Option<(NodeId, Time)>,
     leader: Option<NodeId>,
     current: bool,
     turns: bool,
@@ -156,6 +176,8 @@ struct Seat {
     /// Both copies of the voter's promise, with the number of the write.
     copies: [Slot; 2],
     writes: u64,
+    /// Its voter's identity.
+    voter: VoterId,
     mind: Option<Mind>,
 }
 
@@ -174,6 +196,17 @@ pub struct Control {
     /// Percent of datagrams that are lost, and that are late.
     loss: u64,
     late: u64,
+}
+
+/// What the document says of the time-outs that the nodes run with.
+fn timings(whole: &Whole) -> Timings {
+    let ms = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX);
+    Timings {
+        lease_ms: ms(whole.failover.lease_ms),
+        drift_percent: u8::try_from(whole.failover.drift_percent).unwrap_or(u8::MAX),
+        election_ms: ms(whole.consensus.election_ms),
+        fence_delay_ms: ms(whole.failover.fence_delay_ms),
+    }
 }
 
 impl Control {
@@ -196,6 +229,7 @@ impl Control {
         let name = |text: String| Name::new(&text);
         let mut document = Document::new(cluster);
         document.voters.clone_from(&voters);
+        document.timings = timings(whole);
         for node in nodes {
             let Ok(name) = name(format!("node{}", node.id)) else {
                 continue;
@@ -206,7 +240,7 @@ impl Control {
                 control: Vec::new(),
                 replication: Vec::new(),
                 state: NodeState::Online,
-                fencing: None,
+                fencing: whole.agents.then(fencing::agent),
             });
         }
         if let Ok(name) = name("r0".to_owned()) {
@@ -236,6 +270,7 @@ impl Control {
                 Seat {
                     copies: [copy.clone(), copy],
                     writes: 0,
+                    voter: voter.id,
                     mind: None,
                 }
             })
@@ -309,13 +344,12 @@ impl World {
             .iter()
             .flatten()
             .max_by_key(|(number, _)| *number);
-        let Some((_, promise)) = newest.cloned() else {
-            self.broken(
-                Rule::Intact,
-                format!("node {id} has lost its voter's promise"),
-            );
-            return;
+        let promise = match newest.cloned() {
+            Some((_, promise)) => promise,
+            // A blank state is a new voter (section 4).
+            None => Promise::new(seat.blank(random), Document::new(control.newest.cluster)),
         };
+        seat.voter = promise.voter;
         let copy = Some((seat.writes, promise.clone()));
         seat.copies = [copy.clone(), copy];
         seat.mind = Some(Mind {
@@ -325,7 +359,8 @@ impl World {
             pending: None,
             asked: BTreeMap::new(),
             jobs: BTreeMap::new(),
-            version: 0,
+            known: None,
+            said: None,
             leader: None,
             current: false,
             turns: true,
@@ -335,6 +370,8 @@ impl World {
             beacons_armed: None,
         });
         self.arm(id);
+        let process = self.node(id).process();
+        self.after_us(1000, Occurrence::Word(process, Box::new(Word::Rounds)));
         if !witness {
             self.tell_standing(id);
             self.ask(
@@ -408,6 +445,10 @@ impl World {
         if process.run == ANYBODY {
             process = self.node(process.node).process();
         }
+        if let Word::SwitchedOff = word {
+            let loss = crate::faults::random_loss(&mut self.rng);
+            return self.power_off(process.node, loss);
+        }
         if let Word::Engine(event) = word {
             let again = || Occurrence::Word(process, Box::new(Word::Engine(event.clone())));
             if self.awake(process, again).is_some() {
@@ -423,7 +464,7 @@ impl World {
         let Some(id) = self.thinks(process, again) else {
             return;
         };
-        if !matches!(word, Word::VoterTick | Word::BeaconTick) {
+        if !matches!(word, Word::VoterTick | Word::BeaconTick | Word::Rounds) {
             self.say(|| format!("{id:?} : {}", brief(&word)));
         }
         match word {
@@ -468,7 +509,10 @@ impl World {
                 }
                 self.failover(id, failover::Event::Tick);
             }
-            Word::Engine(_) => {}
+            Word::Shot(node, off) => self.shot(id, node, off),
+            Word::Rounds => self.rounds(id),
+            Word::Told(from, leads, document) => self.told(id, from, leads, document),
+            Word::Engine(_) | Word::SwitchedOff => {}
         }
     }
 
@@ -519,523 +563,6 @@ impl World {
                 run: ANYBODY,
             };
             self.after_us(us, Occurrence::Word(process, Box::new(word.clone())));
-        }
-    }
-
-    // --- the voter ---
-
-    fn voter(&mut self, id: NodeId, event: Event<Document>) {
-        let now = self.clock(id);
-        let run = self.node(id).run;
-        let Some(mind) = self.mind(id) else { return };
-        let mut out = Vec::new();
-        mind.voter.handle(now, event, &mut out);
-        if mind.voter.leads() {
-            let (term, me) = (mind.voter.promise().term, mind.voter.me().id);
-            let leaders = self.control.as_mut().map(|c| &mut c.leaders);
-            let first = leaders.map_or(me, |leaders| *leaders.entry(term).or_insert(me));
-            if first != me {
-                let what = format!("{me:?} leads in {term:?}, as {first:?} did");
-                self.broken(Rule::Agreement, what);
-                return;
-            }
-        }
-        for action in out {
-            let chance = match &action {
-                Action::Persist { .. } => 40,
-                Action::Committed { .. } => 100,
-                Action::Send { .. } => 4,
-                Action::Answer { .. } | Action::Leader(_) => 0,
-            };
-            match action {
-                Action::Persist { number, promise } => {
-                    if let Some(mind) = self.mind(id) {
-                        mind.pending = Some((number, promise));
-                    }
-                    self.write(id);
-                }
-                Action::Send { node, envelope } => self.post(id, node, Word::Envelope(envelope)),
-                Action::Committed { content, .. } => self.learned(id, content),
-                Action::Answer {
-                    id: CommandId(job),
-                    decision,
-                } => {
-                    let Some(mind) = self.mind(id) else { return };
-                    if let Some((asker, number)) = mind.jobs.remove(&job) {
-                        if asker.node == id {
-                            self.decided(id, number, decision);
-                        } else {
-                            self.post(id, asker.node, Word::Decided(number, decision));
-                        }
-                    }
-                }
-                Action::Leader(_) => {}
-            }
-            let eager = if self.faults.is_active() {
-                self.faults.eager * chance
-            } else {
-                0
-            };
-            if eager > 0 && self.rng.per_10k(eager) {
-                self.strike(id);
-            }
-            if self.violation.is_some() || self.node(id).run != run || !self.node(id).is_running() {
-                return;
-            }
-        }
-        let Some(mind) = self.mind(id) else { return };
-        let (leader, current) = (mind.voter.leader(), mind.voter.is_current());
-        let led = std::mem::replace(&mut mind.leader, leader);
-        let was_current = std::mem::replace(&mut mind.current, current);
-        if led != leader {
-            self.pass(id, Lane::VoterToBeacons, Word::Leader(leader.is_some()));
-        }
-        if current && !was_current {
-            self.pass(id, Lane::VoterToBeacons, Word::Current);
-        }
-        self.arm(id);
-    }
-
-    /// Begins to write the newest promise, where none is being written.
-    fn write(&mut self, id: NodeId) {
-        let slower = self.node(id).health.slower.max(1);
-        let us = self.rng.between(50, 600) * slower.min(20);
-        let process = self.node(id).process();
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        let seat = &mut control.seats[id.index()];
-        let Some(mind) = &mut seat.mind else { return };
-        if mind.write.is_some() {
-            return;
-        }
-        let Some((number, promise)) = mind.pending.take() else {
-            return;
-        };
-        seat.writes += 1;
-        mind.write = Some(Write {
-            number,
-            promise,
-            copies: 0,
-        });
-        self.after_us(us, Occurrence::Word(process, Box::new(Word::Written)));
-    }
-
-    fn written(&mut self, id: NodeId) {
-        let us = self.rng.between(50, 600);
-        let process = self.node(id).process();
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        let seat = &mut control.seats[id.index()];
-        let Some(mind) = &mut seat.mind else { return };
-        let Some(write) = &mut mind.write else { return };
-        seat.copies[write.copies] = Some((seat.writes, write.promise.clone()));
-        write.copies += 1;
-        if write.copies < 2 {
-            self.after_us(us, Occurrence::Word(process, Box::new(Word::Written)));
-            return;
-        }
-        let number = write.number;
-        mind.write = None;
-        self.write(id);
-        self.voter(id, Event::Persisted(number));
-    }
-
-    /// This node's voter knows that a document is committed.
-    fn learned(&mut self, id: NodeId, content: Document) {
-        let content = Rc::new(content);
-        self.observe(&content);
-        let Some(mind) = self.mind(id) else { return };
-        if content.version.0 <= mind.version && mind.version > 0 {
-            return;
-        }
-        mind.version = content.version.0;
-        self.pass(
-            id,
-            Lane::VoterToBeacons,
-            Word::Document(Rc::clone(&content)),
-        );
-        let record = content.resources.first().and_then(|r| r.record.clone());
-        if let Some(record) = record {
-            self.tell_engine(id, Lane::VoterToEngine, api::Event::Record(record));
-        }
-    }
-
-    /// Section 4: what is committed is one chain; and what it means for the resource.
-    fn observe(&mut self, content: &Rc<Document>) {
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        if let Some(known) = control.chain.get(&content.version) {
-            if known != content {
-                let what = format!("two documents are committed as {:?}", content.version);
-                self.broken(Rule::Agreement, what);
-            }
-            return;
-        }
-        if content.version < control.newest.version {
-            let what = format!(
-                "{:?} is committed after {:?}",
-                content.version, control.newest.version
-            );
-            self.broken(Rule::Agreement, what);
-            return;
-        }
-        control.chain.insert(content.version, Rc::clone(content));
-        control.newest = Rc::clone(content);
-        let Some(resource) = content.resources.first() else {
-            return;
-        };
-        let Some(record) = resource.record.clone() else {
-            return;
-        };
-        let before = self.store.record().clone();
-        if record.generation == before.generation {
-            self.store.learn(record, resource.declared());
-            return;
-        }
-        self.say(|| format!("store  commits {record:?}"));
-        if record.generation != before.generation.next() {
-            let what = format!("{:?} follows {:?}", record.generation, before.generation);
-            self.broken(Rule::Agreement, what);
-            return;
-        }
-        let promoted = record.epoch != before.epoch;
-        match self.store.learn(record, resource.declared()) {
-            Some((from, change)) => self.committed(from, &before, &change),
-            None if promoted => {
-                let what = format!("nobody asked for {:?}", self.store.record());
-                self.broken(Rule::OnePrimary, what);
-            }
-            None => {}
-        }
-    }
-
-    // --- commands ---
-
-    /// The engine proposes a change.
-    pub(crate) fn propose(&mut self, id: NodeId, based_on: Generation, change: Change) {
-        let Some(resource) = self.control.as_ref().map(|c| c.resource) else {
-            return;
-        };
-        let command = Command::Propose {
-            resource,
-            based_on,
-            change,
-        };
-        self.ask(id, command, Origin::Engine(based_on));
-    }
-
-    fn ask(&mut self, id: NodeId, command: Command, origin: Origin) {
-        let until = self.now.plus_ms(SEARCH_MS);
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        control.next += 1;
-        let number = control.next;
-        if let Some(mind) = control.mind(id) {
-            mind.asked.insert(
-                number,
-                Asked {
-                    command,
-                    origin,
-                    until,
-                },
-            );
-            let process = self.node(id).process();
-            let us = self.rng.between(2, 100);
-            self.after_us(us, Occurrence::Word(process, Box::new(Word::Again(number))));
-        }
-    }
-
-    fn route(&mut self, id: NodeId, number: u64) {
-        let now = self.now;
-        let process = self.node(id).process();
-        let Some(mind) = self.mind(id) else { return };
-        mind.asked
-            .retain(|_, a| now < a.until || matches!(a.origin, Origin::Declaration));
-        let Some(asked) = mind.asked.get(&number) else {
-            return;
-        };
-        let command = asked.command.clone();
-        let declares = matches!(asked.origin, Origin::Declaration);
-        let leader = mind.voter.leader();
-        match leader {
-            Some(leader) if leader == id => self.take(id, process, number, command),
-            Some(leader) => self.post(id, leader, Word::Ask(process, number, command)),
-            None => self.again(id, number, AGAIN_MS),
-        }
-        if declares {
-            // Until it is decided: the answer may be lost.
-            self.again(id, number, DECLARE_MS);
-        }
-    }
-
-    fn again(&mut self, id: NodeId, number: u64, ms: u64) {
-        let process = self.node(id).process();
-        self.after_us(
-            ms * 1000,
-            Occurrence::Word(process, Box::new(Word::Again(number))),
-        );
-    }
-
-    /// A command comes to the voter that is taken for the leader.
-    fn take(&mut self, id: NodeId, from: Process, number: u64, command: Command) {
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        control.next += 1;
-        let job = control.next;
-        if let Some(mind) = control.mind(id) {
-            mind.jobs.insert(job, (from, number));
-            let id_of = CommandId(job);
-            self.voter(id, Event::Command { id: id_of, command });
-        }
-    }
-
-    fn decided(&mut self, id: NodeId, number: u64, decision: Decision<Refused>) {
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        let resource = control.resource;
-        let Some(asked) = control.mind(id).and_then(|mind| mind.asked.get(&number)) else {
-            return;
-        };
-        let origin = asked.origin.clone();
-        match decision {
-            Decision::NotLeader { .. } => return self.again(id, number, AGAIN_MS),
-            Decision::Committed | Decision::Undecided => {}
-            Decision::Refused(refused) => {
-                if let Origin::Engine(based_on) = origin {
-                    let refusal = match refused {
-                        Refused::Record(refusal) => refusal,
-                        _ => Refusal::NoResource { resource },
-                    };
-                    self.tell_engine(
-                        id,
-                        Lane::VoterToEngine,
-                        api::Event::Refused { based_on, refusal },
-                    );
-                }
-            }
-        }
-        if let Some(mind) = self.mind(id) {
-            mind.asked.remove(&number);
-        }
-    }
-
-    // --- fail-over ---
-
-    /// Does the data plane turn, and no disk request is overdue?
-    fn turns(&self, id: NodeId) -> bool {
-        let Some(control) = &self.control else {
-            return true;
-        };
-        let node = self.node(id);
-        let oldest = node.ops.values().map(|op| op.since).min();
-        let stalled = node.stalled_until > self.now
-            && self.now.ms_since(node.stalled_since) >= control.whole.turn_limit_ms;
-        let overdue = oldest.is_some_and(|at| self.now.ms_since(at) >= control.whole.disk_limit_ms);
-        !stalled && !overdue
-    }
-
-    fn failover(&mut self, id: NodeId, event: failover::Event<'_>) {
-        let now = self.clock(id);
-        let Some(mind) = self.mind(id) else { return };
-        let mut out = Vec::new();
-        mind.failover.handle(now, event, &mut out);
-        for action in out {
-            match action {
-                failover::Action::Send(node, message) => {
-                    self.post(id, node, Word::Beacon(id, message));
-                }
-                failover::Action::Granted {
-                    node, epoch, sent, ..
-                } => {
-                    let event = api::Event::Granted { node, epoch, sent };
-                    self.tell_engine(id, Lane::BeaconsToEngine, event);
-                }
-                failover::Action::Serve { epoch, .. } => {
-                    self.say(|| format!("{id:?} may serve in {epoch:?}"));
-                    self.tell_engine(id, Lane::BeaconsToEngine, api::Event::Serve { epoch });
-                }
-                failover::Action::Promote { drop, over, .. } => {
-                    self.say(|| format!("{id:?} stands in without {drop:?} over {over:?}"));
-                    let command = api::Command::Promote { drop, over };
-                    self.failover_command(id, command, 0);
-                    self.haunt_promotion(id);
-                }
-                failover::Action::Demote { .. } => {
-                    self.failover_command(id, api::Command::Demote, 1);
-                }
-                failover::Action::Fence { .. } => {}
-            }
-        }
-        self.arm(id);
-    }
-
-    fn failover_command(&mut self, id: NodeId, command: api::Command, kind: u64) {
-        let Some(control) = &mut self.control else {
-            return;
-        };
-        control.next += 1;
-        let number = api::CommandId(FAILOVER_COMMANDS + control.next * 2 + kind);
-        let event = api::Event::Command {
-            id: number,
-            command,
-        };
-        self.tell_engine(id, Lane::BeaconsToEngine, event);
-    }
-
-    /// The engine has answered a command of fail-over's.
-    pub(crate) fn failover_answered(&mut self, id: NodeId, command: u64) {
-        if command.is_multiple_of(2) {
-            self.pass(id, Lane::EngineToBeacons, Word::Ended);
-        }
-    }
-
-    /// Tells fail-over how the engine's replica stands, when that changes.
-    pub(crate) fn tell_standing(&mut self, id: NodeId) {
-        if !self.is_whole() {
-            return;
-        }
-        let node = self.node(id);
-        let Some(standing) = node.core.as_ref().map(|core| core.standing()) else {
-            return;
-        };
-        let member = Member {
-            node: id,
-            disk: node.disk,
-            incarnation: node.incarnation,
-        };
-        let Some(mind) = self.mind(id) else { return };
-        if mind.told == Some(standing) {
-            return;
-        }
-        mind.told = Some(standing);
-        let local = Local {
-            member,
-            failed: standing.failed,
-            primary: standing.primary,
-            required: standing.required,
-        };
-        self.pass(id, Lane::EngineToBeacons, Word::Local(local));
-    }
-
-    // --- bad luck at the moments that matter for leases ---
-
-    /// A primary whose admit is decided hears nothing any more.
-    pub(crate) fn haunt_admit(&mut self, id: NodeId) {
-        if !self.faults.is_active() || !self.rng.percent(10) {
-            return;
-        }
-        self.say(|| format!("!! {id:?} hears nothing"));
-        let us = self.rng.between(50_000, 2_500_000);
-        for at in 0..self.nodes.len() {
-            let other = self.nodes[at].id;
-            if other != id {
-                self.net.cut(other, id);
-                self.after_us(us, Occurrence::Repair(Repair::Link(other, id)));
-            }
-        }
-    }
-
-    /// The old primary is heard again when it is too late, and hears nobody but the new one.
-    fn haunt_promotion(&mut self, id: NodeId) {
-        let Some(old) = self.record().primary.filter(|old| *old != id) else {
-            return;
-        };
-        if !self.faults.is_active() || !self.rng.percent(30) {
-            return;
-        }
-        self.say(|| format!("!! {old:?} is joined with {id:?} only"));
-        let us = self.rng.between(50_000, 1_500_000);
-        for at in 0..self.nodes.len() {
-            let other = self.nodes[at].id;
-            if other == id {
-                self.repair(Repair::Link(old, id));
-                self.repair(Repair::Link(id, old));
-            } else if other != old {
-                self.net.cut(other, old);
-                self.net.cut(old, other);
-                self.after_us(us, Occurrence::Repair(Repair::Link(other, old)));
-                self.after_us(us, Occurrence::Repair(Repair::Link(old, other)));
-            }
-        }
-    }
-
-    // --- the operator ---
-
-    /// The operator asks for a change through some node.
-    pub fn operate(&mut self, command: Command) {
-        let running: Vec<NodeId> = self
-            .nodes
-            .iter()
-            .filter(|n| n.is_running())
-            .map(|n| n.id)
-            .collect();
-        if let Some(id) = self.rng.pick(&running).copied() {
-            self.say(|| format!("operator asks {id:?} for {command:?}"));
-            self.ask(id, command, Origin::Operator);
-        }
-    }
-
-    /// Something that an operator may do at any time.
-    pub(crate) fn operate_at_random(&mut self) {
-        let Some(control) = &self.control else { return };
-        let resource = control.resource;
-        let node = self.nodes[self.rng.index(self.replicas())].id;
-        let command = match self.rng.below(6) {
-            0 | 1 => Command::Up {
-                resource,
-                next: Some(node),
-            },
-            2 => Command::Up {
-                resource,
-                next: None,
-            },
-            3 => Command::Down { resource },
-            4 => Command::SetNodeState {
-                node,
-                state: NodeState::Standby,
-            },
-            _ => Command::SetNodeState {
-                node,
-                state: NodeState::Maintenance,
-            },
-        };
-        self.operate(command);
-    }
-
-    /// What the operator sees to: nothing is left down or on standby for long, and where the last good
-    /// copy is gone for good only a word helps.
-    pub(crate) fn operate_whole(&mut self) {
-        let healing = self.operator.healing;
-        let Some(control) = &self.control else { return };
-        let document = Rc::clone(&control.newest);
-        let patient = !healing && !self.rng.percent(10);
-        if patient {
-            return;
-        }
-        for node in &document.nodes {
-            if node.state != NodeState::Online {
-                let state = NodeState::Online;
-                self.operate(Command::SetNodeState {
-                    node: node.id,
-                    state,
-                });
-            }
-        }
-        if let Some(resource) = document.resources.first()
-            && (!resource.up || resource.next.is_some())
-        {
-            let (resource, next) = (resource.id, None);
-            self.operate(Command::Up { resource, next });
-        }
-        if healing {
-            let record = self.record().clone();
-            self.force_if_lost(&record);
         }
     }
 }

@@ -1,20 +1,16 @@
 //! Feeds a core and carries out what it asks for, in the order of its outbox; checks at each answer
 //! and each message what the rules say of it.
 
-use crate::client::{Ask, Pending};
 use crate::control::FAILOVER_COMMANDS;
-use crate::disk::sectors;
 use crate::net::End;
 use crate::node::OpKind;
-use crate::payload::{SECTOR, Stamps};
-use crate::rules::{Rule, write_is_everywhere};
+use crate::payload::Stamps;
+use crate::rules::Rule;
 use crate::world::{Occurrence, World};
-use replicator::core::api::{
-    Action, ClientError, ClientRequest, ConnId, Event, Notice, OpId, RequestId,
-};
+use replicator::core::api::{Action, ConnId, Event, Notice, OpId};
 use replicator::core::message::Message;
 use replicator::core::status::Role;
-use vocabulary::{ByteRange, Change, Epoch, NodeId, VolumeId};
+use vocabulary::{Change, Epoch, NodeId, VolumeId};
 
 impl World {
     /// Hands an event to a node's core.
@@ -144,7 +140,10 @@ impl World {
                 };
                 self.after_us(us, Occurrence::Dial(process, peer));
             }
-            Action::Send { conn, message } => self.send(id, conn, message),
+            Action::Send { conn, message } => {
+                self.judge(id, conn, &message);
+                self.send(id, conn, message);
+            }
             Action::Close { conn } => {
                 let Some(end) = self.net.conn(conn.0).and_then(|c| c.end_of(process)) else {
                     return;
@@ -196,6 +195,29 @@ impl World {
             // Its clients hold no connections.
             Action::HangUp => {}
             Action::Notice(notice) => self.notice(id, notice),
+        }
+    }
+
+    /// Requests that nodes forward, and the answers, are held against the rules when they are sent.
+    fn judge(&mut self, id: NodeId, conn: ConnId, message: &Message<Stamps>) {
+        let process = self.node(id).process();
+        match message {
+            Message::Forward {
+                number,
+                volume,
+                request,
+                ..
+            } => self.forwards(process, *number, *volume, request),
+            Message::Answer { number, result } => {
+                let peer = self.net.conn(conn.0).and_then(|c| {
+                    let end = c.end_of(process)?;
+                    Some(c.process(end.other()))
+                });
+                if let Some(peer) = peer {
+                    self.answers(id, peer, *number, result);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -322,232 +344,6 @@ impl World {
         }
         if self.operator.keep_notices {
             self.notices.push((id, notice));
-        }
-    }
-
-    // --- clients ---
-
-    pub(crate) fn client_step(&mut self, client: usize) {
-        if self.load.left == 0 {
-            return;
-        }
-        let pause = self.rng.between(self.load.pause_us / 8, self.load.pause_us);
-        self.after_us(pause, Occurrence::Client(client));
-        if self.clients.depth(client) >= self.load.depth {
-            return;
-        }
-        let epoch = self.record().epoch;
-        let serving = self
-            .nodes
-            .iter()
-            .filter(|n| n.serving.is_some())
-            .max_by_key(|n| n.serving)
-            .map(|n| (n.id, n.serving == Some(epoch)));
-        let target = match serving {
-            // A superseded primary may have clients that do not know.
-            _ if self.rng.percent(2) => {
-                let at = self.rng.index(self.replicas());
-                self.nodes[at].id
-            }
-            Some((node, _)) => {
-                let others: Vec<NodeId> = self
-                    .nodes
-                    .iter()
-                    .filter(|n| n.serving.is_some())
-                    .map(|n| n.id)
-                    .collect();
-                *self.rng.pick(&others).unwrap_or(&node)
-            }
-            None => return,
-        };
-        let mut rng = self.rng.fork();
-        if let Some((volume, ask)) = self.load.choose(&mut rng) {
-            self.load.left -= 1;
-            self.request(client, target, volume, ask);
-        }
-    }
-
-    /// A client sends a request to a node; its id.
-    pub fn request(&mut self, client: usize, node: NodeId, volume: VolumeId, ask: Ask) -> u64 {
-        let (invoked, write) = match &ask {
-            Ask::Write(range, _) => (0, Some(self.checker.invoke_write(volume, *range, false))),
-            Ask::Zero(range, ..) => (0, Some(self.checker.invoke_write(volume, *range, true))),
-            Ask::Read(_) | Ask::Flush => (self.checker.tick(), None),
-        };
-        let pending = Pending {
-            client,
-            process: self.node(node).process(),
-            volume,
-            ask,
-            invoked,
-            write,
-        };
-        self.say(|| format!("client {client} -> {pending:?}"));
-        let id = self.clients.begin(pending);
-        let us = self.rng.between(5, 60);
-        self.after_us(us, Occurrence::Arrive(id));
-        id
-    }
-
-    pub(crate) fn request_arrives(&mut self, id: u64) {
-        let Some(pending) = self.clients.pending.get(&id).cloned() else {
-            return;
-        };
-        let node = self.node(pending.process.node);
-        if node.run != pending.process.run || !node.is_running() {
-            self.clients.pending.remove(&id);
-            return;
-        }
-        if self
-            .awake(pending.process, || Occurrence::Arrive(id))
-            .is_none()
-        {
-            return;
-        }
-        let request = match &pending.ask {
-            Ask::Read(range) => ClientRequest::Read { range: *range },
-            Ask::Write(range, fua) => ClientRequest::Write {
-                range: *range,
-                data: Stamps::new(
-                    pending
-                        .write
-                        .map(|w| self.checker.stamps(w))
-                        .unwrap_or_default(),
-                ),
-                fua: *fua,
-            },
-            Ask::Zero(range, hole, fua) => ClientRequest::Zero {
-                range: *range,
-                hole: *hole,
-                fua: *fua,
-            },
-            Ask::Flush => ClientRequest::Flush,
-        };
-        let event = Event::Client {
-            id: RequestId(id),
-            volume: pending.volume,
-            request,
-        };
-        self.feed(pending.process.node, event);
-    }
-
-    fn reply(
-        &mut self,
-        id: NodeId,
-        request: RequestId,
-        result: Result<Option<Stamps>, ClientError>,
-    ) {
-        let Some(pending) = self.clients.pending.remove(&request.0) else {
-            self.broken(Rule::Bounded, format!("{request:?} is answered twice"));
-            return;
-        };
-        let data = match result {
-            Ok(data) => data,
-            Err(error) => {
-                self.clients.refused += 1;
-                self.check_error(&pending, error);
-                return;
-            }
-        };
-        self.clients.served += 1;
-        let node = self.node(id);
-        let Some(epoch) = node.serving else {
-            let what = format!("node {id} answers {pending:?} and does not serve");
-            self.broken(Rule::OnePrimary, what);
-            return;
-        };
-        if node.demoting == Some(epoch) {
-            let what = format!("node {id} answers {pending:?} after it proposed to demote");
-            self.broken(Rule::OnePrimary, what);
-            return;
-        }
-        if node.promised > epoch {
-            let what = format!(
-                "node {id} answers {pending:?} in {epoch:?} and has promised {:?}",
-                node.promised
-            );
-            self.broken(Rule::Fence, what);
-            return;
-        }
-        if self.is_whole() && !self.operator.forced {
-            // RULES 4, at this true moment: nobody serves in a later epoch while this one answers.
-            let later = self
-                .nodes
-                .iter()
-                .find(|n| n.serving.is_some_and(|e| e > epoch));
-            if let Some(later) = later {
-                let what = format!(
-                    "node {id} answers {pending:?} in {epoch:?} while node {} serves in {:?}",
-                    later.id, later.serving
-                );
-                self.broken(Rule::Lease, what);
-                return;
-            }
-        }
-        // Without leases a superseded primary may answer reads.
-        let superseded = !self.is_whole() && self.record().epoch != epoch;
-        let volume = pending.volume;
-        match (&pending.ask, pending.write) {
-            (Ask::Read(range), _) => {
-                let stamps = data.as_ref().map_or(&[][..], Stamps::as_slice);
-                if stamps.len() != sectors(range.len) {
-                    let what = format!("{pending:?} is answered with {} sectors", stamps.len());
-                    self.broken(Rule::Linearizable, what);
-                    return;
-                }
-                let result = if superseded {
-                    self.checker.ack_stale_read(volume, *range, stamps)
-                } else {
-                    self.checker
-                        .ack_read(volume, *range, pending.invoked, stamps)
-                };
-                self.expect(result);
-            }
-            (Ask::Write(_, fua) | Ask::Zero(_, _, fua), Some(write)) => {
-                let fua = *fua;
-                match self.checker.ack_write(write, fua) {
-                    Ok(true) => {
-                        let record = self.store.record();
-                        let result =
-                            write_is_everywhere(&self.checker, write, record, &self.nodes, fua);
-                        self.expect(result);
-                    }
-                    Ok(false) => {}
-                    Err(e) => self.expect(Err::<(), _>(e)),
-                }
-            }
-            (Ask::Flush, _) => {
-                let covered: Vec<_> = self
-                    .checker
-                    .covered_by_flush(volume, pending.invoked)
-                    .collect();
-                for write in covered {
-                    let record = self.store.record();
-                    let result =
-                        write_is_everywhere(&self.checker, write, record, &self.nodes, true);
-                    self.expect(result);
-                }
-                self.checker.ack_flush(volume, pending.invoked);
-            }
-            (Ask::Write(..) | Ask::Zero(..), None) => {}
-        }
-    }
-
-    /// An error is no secret path around the rules: it must be one that the case allows.
-    fn check_error(&mut self, pending: &Pending, error: ClientError) {
-        let range = match &pending.ask {
-            Ask::Read(range) | Ask::Write(range, _) | Ask::Zero(range, ..) => *range,
-            Ask::Flush => ByteRange::between(0, 0),
-        };
-        let inside = range.end() <= self.size_of(pending.volume) / SECTOR * SECTOR;
-        if error == ClientError::OutOfRange && inside {
-            let what = format!("{pending:?} is refused as out of range");
-            self.broken(Rule::Bounded, what);
-        }
-        let faulty = self.faults.disk_was_bad;
-        if matches!(error, ClientError::Io | ClientError::NoSpace) && !faulty {
-            let what = format!("{pending:?} is answered {error:?} though no disk ever failed");
-            self.broken(Rule::Bounded, what);
         }
     }
 }

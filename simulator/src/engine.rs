@@ -9,8 +9,8 @@ use replicator::core::status::{Standing, Status};
 use std::fmt::Debug;
 use std::hash::Hasher;
 use vocabulary::{
-    ByteRange, ClusterId, DiskId, Epoch, Generation, Member, NodeId, NodeSet, ResourceId, Time,
-    VolumeId,
+    ByteRange, ClusterId, DiskId, Epoch, Generation, HistoryId, Member, NodeId, NodeSet,
+    ResourceId, Time, VolumeId,
 };
 
 /// One resource on one node.
@@ -27,6 +27,8 @@ pub trait Core: Debug {
     fn standing(&self) -> Standing;
     /// Up to when it answers with success, as things are (RULES 4).
     fn answers_until(&self) -> Time;
+    /// Epoch and history of the newest record that it knows.
+    fn known(&self) -> Option<(Epoch, HistoryId)>;
     /// Generation of the newest record known here (stands in every frame that it sends).
     fn generation(&self) -> Generation;
     /// Where the node may differ, as known here: its bits and the window (RULES 7).

@@ -81,6 +81,8 @@ pub struct Weights {
     pub replace: u64,
     /// A data plane's thread stands still for a while.
     pub stall: u64,
+    /// A voter's state is lost.
+    pub forget: u64,
 }
 
 impl Weights {
@@ -101,6 +103,7 @@ impl Weights {
             store: 4,
             replace: 2,
             stall: 0,
+            forget: 0,
         }
     }
 }
@@ -120,6 +123,7 @@ enum Kind {
     Store,
     Replace,
     Stall,
+    Forget,
 }
 
 impl Faults {
@@ -260,6 +264,7 @@ impl Faults {
             (w.store, Kind::Store),
             (w.replace, Kind::Replace),
             (w.stall, Kind::Stall),
+            (w.forget, Kind::Forget),
         ];
         let mut dice = rng.below(table.iter().map(|(weight, _)| weight).sum());
         for (weight, kind) in table {
@@ -318,7 +323,7 @@ impl World {
     fn inflict(&mut self, kind: Kind, node: NodeId, rng: &mut Rng) {
         let vote_only = matches!(
             kind,
-            Kind::Kill | Kind::Power | Kind::Blackout | Kind::Link | Kind::Pause
+            Kind::Kill | Kind::Power | Kind::Blackout | Kind::Link | Kind::Pause | Kind::Forget
         );
         if self.node(node).witness && !vote_only {
             return;
@@ -438,6 +443,13 @@ impl World {
                 node.stalled_since = now;
                 node.stalled_until = vocabulary::Time(now.0 + us * 1000);
             }
+            Kind::Forget => {
+                if self.can_forget() {
+                    self.kill_process(node);
+                    self.forget(node);
+                    self.after_us(us, Occurrence::Repair(Repair::Start(node)));
+                }
+            }
             Kind::Store => {
                 self.store.up = false;
                 self.after_us(us, Occurrence::Repair(Repair::Store));
@@ -452,28 +464,31 @@ impl World {
     }
 
     /// One block of a stopped node's metadata rots, or can't be read: the other copy, or the safe
-    /// reading, must do (RULES 11).
+    /// reading, must do (RULES 11). A second one only where it costs the disk its identity: both
+    /// copies of the activity log's last block can't be told from a write that was not finished.
     fn rot_meta(&mut self, node: NodeId, rng: &mut Rng) {
-        self.node_mut(node).meta_damage += 1;
-        self.node_mut(node).meta_rotted = true;
-        let volumes = self.node(node).volumes.len();
-        let volume = VolumeId(u16::try_from(rng.index(volumes)).unwrap_or(0));
-        if let Some(store) = self.node_mut(node).volumes.get_mut(volume.index()) {
-            let blocks = store.meta.blocks();
-            // The first blocks are the superblock's: they deserve attention.
-            let block = if rng.percent(40) {
-                blocks.first().copied()
+        let target = self.node_mut(node);
+        let volume = VolumeId(u16::try_from(rng.index(target.volumes.len())).unwrap_or(0));
+        let Some(store) = target.volumes.get_mut(volume.index()) else {
+            return;
+        };
+        let blocks = store.meta.blocks();
+        // The first blocks are the superblock's: they deserve attention.
+        let block = if rng.percent(40) || target.meta_rots > 0 {
+            blocks.first().copied()
+        } else {
+            rng.pick(&blocks).copied()
+        };
+        if let Some(block) = block {
+            if rng.percent(70) {
+                store.meta.rot(block, rng);
             } else {
-                rng.pick(&blocks).copied()
-            };
-            if let Some(block) = block {
-                if rng.percent(70) {
-                    store.meta.rot(block, rng);
-                } else {
-                    store.meta.spoil(block);
-                }
+                store.meta.spoil(block);
             }
         }
+        target.meta_rots += 1;
+        target.meta_damage += 1;
+        target.meta_rotted = true;
     }
 
     /// Would the data survive the loss of this node's disk? Another member whose disk is sound must
@@ -532,7 +547,7 @@ impl World {
     }
 }
 
-fn random_loss(rng: &mut Rng) -> Loss {
+pub(crate) fn random_loss(rng: &mut Rng) -> Loss {
     [
         Loss::All,
         Loss::All,

@@ -18,6 +18,7 @@ pub mod node;
 pub mod operator;
 pub mod payload;
 pub mod production;
+mod requests;
 pub mod rng;
 pub mod rules;
 pub mod run;

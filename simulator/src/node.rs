@@ -184,6 +184,8 @@ pub struct Node {
     /// Blocks of metadata that were damaged, or may have been torn, since the last attach: one may
     /// cost nothing (RULES 11).
     pub meta_damage: u32,
+    /// Of these, blocks that rotted.
+    pub meta_rots: u32,
     /// A block of its metadata was damaged at some time.
     pub meta_rotted: bool,
     /// The process is stopped until then.
@@ -233,6 +235,7 @@ impl Node {
             disk_failed: false,
             unnoted: false,
             meta_damage: 0,
+            meta_rots: 0,
             meta_rotted: false,
             paused_until: Time(0),
             stalled_since: Time(0),
@@ -516,6 +519,7 @@ impl Node {
         self.lost = None;
         self.clean = true;
         self.meta_damage = 0;
+        self.meta_rots = 0;
         self.promised = Epoch(0);
         self.health = Health::default();
     }

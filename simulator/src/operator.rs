@@ -398,6 +398,12 @@ impl World {
                 record.in_sync
             ));
         }
+        if let Some(control) = &self.control {
+            let voters = &control.document().voters;
+            if voters.len() != self.nodes.len() {
+                return Some(format!("only {voters:?} vote"));
+            }
+        }
         if !self.clients.pending.is_empty() {
             return Some(format!("unanswered: {:?}", self.clients.pending));
         }

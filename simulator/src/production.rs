@@ -14,7 +14,9 @@ use replicator::store::{
 use std::fmt::Write as _;
 use std::hash::Hasher;
 use std::io;
-use vocabulary::{ByteRange, Epoch, Generation, Member, NodeId, NodeSet, Time, VolumeId};
+use vocabulary::{
+    ByteRange, Epoch, Generation, HistoryId, Member, NodeId, NodeSet, Time, VolumeId,
+};
 
 /// Makes production cores.
 #[derive(Debug)]
@@ -80,6 +82,7 @@ impl Factory for Production {
             .collect();
         let who = attach::Expected {
             cluster: expected.cluster,
+            former: &[],
             resource: expected.resource,
             node: expected.node,
             boot_id: expected.boot,
@@ -208,6 +211,11 @@ impl Core for Driven {
 
     fn answers_until(&self) -> Time {
         self.core.answers_until()
+    }
+
+    fn known(&self) -> Option<(Epoch, HistoryId)> {
+        let record = self.core.record()?;
+        Some((record.epoch, record.history))
     }
 
     fn generation(&self) -> Generation {

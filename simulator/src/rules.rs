@@ -32,6 +32,8 @@ pub enum Rule {
     Bounded,
     /// Rule 11.
     Intact,
+    /// Rule 12.
+    Session,
     /// What clients saw can be explained.
     Linearizable,
     /// Section 4: what is committed is one chain, and a term has one leader.

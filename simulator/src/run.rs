@@ -6,7 +6,7 @@ use crate::engine::Factory;
 use crate::faults::Faults;
 use crate::rng::Rng;
 use crate::rules::{Rule, Violation};
-use crate::world::{Config, World};
+use crate::world::{Config, Follow, World};
 use controller::core::{consensus, failover};
 use replicator::core::api::Settings;
 use std::rc::Rc;
@@ -49,6 +49,7 @@ pub fn fast_settings(rng: &mut Rng) -> Settings {
         max_chunks: rng.index(4) + 1,
         admit_below_bytes: [4 << 10, 64 << 10, 1 << 20][rng.index(3)],
         no_primary_ms: Settings::default().no_primary_ms,
+        no_quorum_errors: false,
     }
 }
 
@@ -69,15 +70,14 @@ fn whole_of(nodes: u8, settings: &mut Settings, rng: &mut Rng) -> Whole {
         beacon_ms: lease_ms / 5,
         lease_ms,
         stagger_ms: lease_ms / 3,
+        fence_delay_ms: [200, 1000, 3000][rng.index(3)],
         ..failover::Settings::default()
     };
     let election_ms = rng.between(100, 250);
+    let witness = nodes.is_multiple_of(2) && rng.percent(if nodes == 2 { 50 } else { 90 });
     Whole {
-        witnesses: if nodes.is_multiple_of(2) && rng.percent(90) {
-            1
-        } else {
-            0
-        },
+        witnesses: u8::from(witness),
+        agents: nodes == 2 && rng.percent(75),
         consensus: consensus::Settings {
             beat_ms: election_ms / 4,
             election_ms,
@@ -105,7 +105,18 @@ pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
     let min_redundancy = if nodes > 2 && rng.percent(15) { 2 } else { 1 };
     let mut settings = fast_settings(&mut rng);
     let whole = (kind == Kind::Whole).then(|| whole_of(nodes, &mut settings, &mut rng));
+    let follow = rng.percent(40).then(|| {
+        let errors = rng.percent(25);
+        settings.no_primary_ms = if errors {
+            rng.between(400, 3000)
+        } else {
+            settings.no_primary_ms
+        };
+        settings.no_quorum_errors = errors;
+        Follow { errors }
+    });
     let config = Config {
+        follow,
         whole,
         nodes,
         sizes,
@@ -134,6 +145,7 @@ pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
         faults.weights.pause += 15;
         faults.weights.link += 15;
         faults.weights.stall += 10;
+        faults.weights.forget += 4;
     }
     world.start_faults(faults);
     world.start_load();

@@ -46,6 +46,7 @@ impl Stage {
     #[must_use]
     pub fn of(nodes: u8, bytes: u64, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
+            follow: None,
             whole: None,
             nodes,
             sizes: vec![bytes],
@@ -69,6 +70,7 @@ impl Stage {
                 max_chunks: 1,
                 admit_below_bytes: 4 << 10,
                 no_primary_ms: Settings::default().no_primary_ms,
+                no_quorum_errors: false,
             },
         };
         change(&mut config);

@@ -1,13 +1,14 @@
 //! What the commands of the command line do. Each ends with an exit code; errors go up to `main`,
 //! which prints them.
 
+mod apply;
 mod node_files;
 mod operate;
 mod show;
 
-use crate::cli::{Cli, Command, NodeCommand, ResourceCommand, VolumeCommand};
+use crate::cli::{Cli, ClusterCommand, Command, NodeCommand, ResourceCommand, VolumeCommand};
 use crate::client::Client;
-use crate::operation::{FencingSpec, NodeWord, Operation};
+use crate::operation::{FencingSpec, NodeWord, Operation, Preference};
 use std::process::ExitCode;
 
 /// A command's end: what to exit with.
@@ -25,7 +26,15 @@ pub(crate) fn run(cli: Cli) -> Outcome {
         Command::Demo(args) => crate::demo::run(&args),
         Command::Daemon(args) => crate::daemon::run(&args),
         Command::Init { config } => node_files::init(&config, json),
-        Command::Join { config, token } => block_on(node_files::join(&config, &token, json)),
+        Command::Join {
+            config,
+            token,
+            rejoin,
+        } => block_on(node_files::join(&config, &token, rejoin, json)),
+        Command::Recover {
+            config,
+            accept_data_loss,
+        } => node_files::recover(&config, accept_data_loss, json),
         Command::Token { valid } => block_on(operate::run(
             &client,
             Operation::Token { valid_s: valid },
@@ -40,6 +49,44 @@ pub(crate) fn run(cli: Cli) -> Outcome {
             block_on(show::status(&client, resource.as_deref(), json, watch))
         }
         Command::Events { once } => block_on(show::events(&client, once, json)),
+        Command::Apply {
+            file,
+            prune,
+            dry_run,
+        } => block_on(apply::apply(&client, &file, prune, dry_run, json)),
+        Command::Export => block_on(apply::export(&client, json)),
+        Command::Cluster(ClusterCommand::Timings(timings)) => block_on(operate::run(
+            &client,
+            Operation::SetTimings { timings },
+            json,
+        )),
+        Command::Resource(ResourceCommand::Set(args)) => {
+            let preferred = match args.prefer {
+                Some(node) => Some(Preference::Node(node)),
+                None => args.prefer_nobody.then_some(Preference::Nobody),
+            };
+            let operation = Operation::SetResource {
+                resource: args.resource,
+                min_redundancy: args.min_redundancy,
+                access: args.access,
+                on_no_quorum: args.on_no_quorum,
+                preferred,
+            };
+            block_on(operate::run(&client, operation, json))
+        }
+        Command::Resource(ResourceCommand::AddReplica {
+            resource,
+            replica,
+            metadata,
+        }) => {
+            let replica = operate::replica(&replica, metadata);
+            let operation = Operation::AddReplica { resource, replica };
+            block_on(operate::run(&client, operation, json))
+        }
+        Command::Resource(ResourceCommand::RemoveReplica { resource, node }) => {
+            let operation = Operation::RemoveReplica { resource, node };
+            block_on(operate::run(&client, operation, json))
+        }
         Command::Resource(ResourceCommand::List) => block_on(show::resources(&client, json)),
         Command::Resource(ResourceCommand::Create(args)) => {
             block_on(operate::run(&client, operate::create(args), json))
@@ -102,6 +149,7 @@ pub(crate) fn run(cli: Cli) -> Outcome {
                     node,
                     confirmed: true,
                 },
+                NodeCommand::Remove { node, replicas } => Operation::RemoveNode { node, replicas },
                 NodeCommand::Fencing(args) => Operation::SetFencing {
                     node: args.node,
                     fencing: args.agent.map(|agent| FencingSpec {

@@ -1,13 +1,13 @@
 //! Commands that ask a daemon to do something, and those that wait until it is done.
 
 use super::Outcome;
-use crate::cli::{AccessMode, CreateArgs, NoQuorum};
+use crate::cli::CreateArgs;
 use crate::client::Client;
-use crate::operation::{Operation, ReplicaSpec};
+use crate::operation::{MetadataSpec, Operation, ReplicaSpec};
 use crate::size::show_size;
 use crate::view::ResourceView;
 use anyhow::Context;
-use controller::core::{Access, OnNoQuorum, Policy};
+use controller::core::Policy;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,31 +26,28 @@ pub(super) enum Wait {
     UpToDate(Option<String>),
 }
 
+/// `NODE` or `NODE:PATH,…`.
+pub(super) fn replica(word: &str, metadata: MetadataSpec) -> ReplicaSpec {
+    let (node, paths) = word.split_once(':').unwrap_or((word, ""));
+    let paths = paths.split(',').filter(|path| !path.is_empty());
+    ReplicaSpec {
+        node: node.to_owned(),
+        paths: paths.map(str::to_owned).collect(),
+        metadata,
+    }
+}
+
 pub(super) fn create(args: CreateArgs) -> Operation {
-    let metadata = args.metadata;
-    let replicas = args.replica.iter().map(|word| {
-        let (node, paths) = word.split_once(':').unwrap_or((word, ""));
-        let paths = paths.split(',').filter(|path| !path.is_empty());
-        ReplicaSpec {
-            node: node.to_owned(),
-            paths: paths.map(str::to_owned).collect(),
-            metadata,
-        }
-    });
+    let replicas = args.replica.iter();
+    let replicas = replicas.map(|word| replica(word, args.metadata));
     Operation::CreateResource {
         name: args.name,
         sizes: args.size,
         replicas: replicas.collect(),
         min_redundancy: args.min_redundancy,
         policy: Policy {
-            access: match args.access {
-                AccessMode::Exclusive => Access::Exclusive,
-                AccessMode::Follow => Access::Follow,
-            },
-            on_no_quorum: match args.on_no_quorum {
-                NoQuorum::Suspend => OnNoQuorum::Suspend,
-                NoQuorum::Error => OnNoQuorum::Error,
-            },
+            access: args.access.into(),
+            on_no_quorum: args.on_no_quorum.into(),
             preferred: None,
         },
     }
@@ -157,7 +154,7 @@ fn progress(view: &ResourceView, wait: &Wait) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::MetadataSpec;
+    use crate::operation::{AccessMode, NoQuorum};
 
     #[test]
     fn replicas_are_nodes_with_paths() {

@@ -151,6 +151,7 @@ fn nbd_listens_beyond_loopback_only_when_told_so_in_so_many_words() {
     let error = complaint("127.0.0.1:10809", "0.0.0.0:10809");
     assert!(error.starts_with("3: nbd_listen = \"0.0.0.0:10809\": this address"));
     assert!(error.contains("nbd_insecure = true"));
+    assert!(error.contains("[nbd_tls] mode = \"require\""));
     let text = GOOD
         .replace("127.0.0.1:10809", "0.0.0.0:10809")
         .replace("data_directory", "nbd_insecure = true\ndata_directory");
@@ -174,4 +175,44 @@ fn a_missing_file_is_named() {
 fn replication_is_in_the_open_only_when_told_so_in_so_many_words() {
     let text = format!("{GOOD}\n[tls]\nreplication = false\n");
     assert!(!parse(&text).unwrap().secure_replication);
+}
+
+#[test]
+fn tls_for_nbd_needs_its_files_and_opens_other_addresses_only_where_it_is_required() {
+    let with = |mode: &str, files: &str| {
+        let tls = format!("[nbd_tls]\nmode = \"{mode}\"\n{files}\n[reach.node2]");
+        let text = GOOD.replace("127.0.0.1:10809", "192.0.2.7:10809");
+        (
+            parse(&GOOD.replace("[reach.node2]", &tls)),
+            parse(&text.replace("[reach.node2]", &tls)),
+        )
+    };
+    let files = "certificate = \"nbd.crt\"\nkey = \"/keys/nbd.key\"";
+    let (loopback, outside) = with("require", &format!("{files}\nclient_ca = \"ca.crt\""));
+    let expected = NbdTls {
+        required: true,
+        certificate: "/etc/lockstep/data/nbd.crt".into(),
+        key: "/keys/nbd.key".into(),
+        client_ca: Some("/etc/lockstep/data/ca.crt".into()),
+    };
+    assert_eq!(loopback.unwrap().nbd_tls, Some(expected));
+    assert_eq!(outside.unwrap().nbd_listen.len(), 1);
+    let (loopback, outside) = with("on", files);
+    assert!(!loopback.unwrap().nbd_tls.unwrap().required);
+    assert!(outside.unwrap_err().to_string().contains("nbd_listen"));
+    let (loopback, outside) = with("off", "");
+    assert_eq!(loopback.unwrap().nbd_tls, None);
+    outside.unwrap_err();
+    let error = with("require", "key = \"k\"").0.unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            ":10: nbd_tls.mode = \"require\": this needs nbd_tls.certificate and nbd_tls.key, the paths of PEM files"
+        ),
+        "{error}"
+    );
+    let error = with("always", files).0.unwrap_err().to_string();
+    assert!(
+        error.ends_with("nbd_tls.mode = \"always\": not a mode: \"off\", \"on\" or \"require\""),
+        "{error}"
+    );
 }

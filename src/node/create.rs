@@ -156,7 +156,7 @@ fn missing(document: &Document, resource: &Resource) -> Vec<String> {
         .collect()
 }
 
-fn named_replicas(
+pub(super) fn named_replicas(
     what: &str,
     document: &Document,
     name: &Name,

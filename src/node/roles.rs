@@ -2,9 +2,10 @@
 //! the nodes' fail-over makes it so, and the command waits for that. Only `force` goes to the engine
 //! directly: nothing else may take a replica's data for the truth.
 
-use super::{LOOK_EVERY, Node, Subject, node_id};
+use super::{LOOK_EVERY, Node, Subject, WAY_OUT, node_id};
 use crate::operation::{Done, Failure, FencingSpec, NodeWord, Operation};
 use crate::view::{LocalResource, LocalView};
+use controller::core::consensus::NotAlone;
 use controller::core::{Command as StoreCommand, Fencing, NodeState};
 use controller::runtime::FenceError;
 use replicator::core::api::Command;
@@ -345,7 +346,10 @@ impl Node {
         if let Err(error) = result {
             let remedy = match error {
                 FenceError::NoAgent => format!("lockstep node fencing {node} --agent PATH"),
-                FenceError::NotAlone(_) => {
+                FenceError::NotAlone(NotAlone::NotCurrent) => {
+                    format!("start {node}; where it is lost for good: {WAY_OUT}")
+                }
+                FenceError::NotAlone(NotAlone::OtherVoters) => {
                     "start the other node; `lockstep status` says what this one waits for"
                         .to_owned()
                 }
@@ -357,7 +361,7 @@ impl Node {
         Ok(Done::new(format!("{node} {verb} switched off")))
     }
 
-    async fn change(&self, what: &str, command: StoreCommand) -> Result<(), Failure> {
+    pub(super) async fn change(&self, what: &str, command: StoreCommand) -> Result<(), Failure> {
         match self.store.command(command).await {
             Ok(_) => Ok(()),
             Err(error) => Err(Failure::new(
@@ -369,7 +373,11 @@ impl Node {
     }
 
     /// What a node knows of a resource; `None`: it does not answer.
-    async fn resource_view(&self, node: NodeId, resource: &str) -> Option<LocalResource> {
+    pub(super) async fn resource_view(
+        &self,
+        node: NodeId,
+        resource: &str,
+    ) -> Option<LocalResource> {
         let mut view: LocalView = if node == self.config.node {
             self.resources.view().await
         } else {

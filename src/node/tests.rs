@@ -98,7 +98,7 @@ impl Plane for FakePlane {
         oneshot::channel().1
     }
 
-    fn policy(&self, _: ResourceId, policy: Policy) {
+    fn policy(&self, _: ResourceId, policy: Policy, _: u32) {
         self.state().policy = Some(policy);
     }
     fn nodes(&self, _: &[NodeEntry]) {}
@@ -189,8 +189,9 @@ impl Engine for FakeEngine {
                 resource,
                 drop,
                 over,
+                ..
             } => (resource, Command::Promote { drop, over }),
-            failover::Action::Demote { resource } => (resource, Command::Demote),
+            failover::Action::Demote { resource, .. } => (resource, Command::Demote),
             _ => return,
         };
         drop(self.0.command(resource, command));

@@ -122,6 +122,17 @@ impl Lab {
         }
     }
 
+    /// From now on nodes `a` and `b` lose each other's packets of this kind (`tcp dport 7789`), both ways,
+    /// silently: what is connected stays so and brings nothing.
+    pub(crate) fn blackhole(&self, a: usize, b: usize, kinds: &[&[&str]]) {
+        for (to, from) in [(a, Self::ip(b)), (b, Self::ip(a))] {
+            for kind in kinds {
+                let rule = ["add", "rule", "ip", "cut", "in", "ip", "saddr", &from];
+                self.nft(to, &[&rule[..], kind, &["drop"]].concat());
+            }
+        }
+    }
+
     /// Node `k` hears nobody, or everybody again: done by one command, for short cuts.
     pub(crate) fn set_deaf(&self, k: usize, deaf: bool) {
         if deaf {

@@ -157,6 +157,20 @@ impl Record {
         self.in_sync.iter().find(|m| m.node == node)
     }
 
+    /// The record with replicas on these nodes, in a new generation if that changes anything. One that
+    /// is not configured any more leaves the in-sync set too; a new one lacks everything.
+    #[must_use]
+    pub fn configured(&self, replicas: NodeSet, min_redundancy: u8) -> Self {
+        let mut next = self.clone();
+        next.replicas = replicas;
+        next.min_redundancy = min_redundancy;
+        next.in_sync.retain(|m| replicas.contains(m.node));
+        if next != *self {
+            next.generation = self.generation.next();
+        }
+        next
+    }
+
     /// May this replica be promoted (RULES 3)? `declared` are the incarnations that replicas last
     /// declared: where every member has declared a newer one, all caches may be gone and any member
     /// will do; `Some(true)` then says that a new history begins.

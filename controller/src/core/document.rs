@@ -44,8 +44,112 @@ pub struct Document {
     pub nodes: Vec<Node>,
     /// Nodes that were removed: their ids are not given again, and they are not let in again.
     pub departed: NodeSet,
+    /// Time-outs that all nodes keep.
+    pub timings: Timings,
     /// Resources, ascending by name.
     pub resources: Vec<Resource>,
+    /// Nodes that a recovery has left behind: each is let in again, under its name and id, when it joins.
+    pub lost: NodeSet,
+    /// The clusters that this one was before it was recovered, the last one last: stores of theirs
+    /// are its own.
+    pub former: Vec<ClusterId>,
+}
+
+/// Time-outs that all nodes have to agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Timings {
+    /// A beacon that was acknowledged lets the primary answer for this long from when it was sent, in
+    /// ms. A lost primary is replaced a little more than this later.
+    pub lease_ms: u32,
+    /// The clocks of two nodes run apart by no more than this, in percent.
+    pub drift_percent: u8,
+    /// Voters elect a leader when they have heard of none for this long, and up to twice as long by
+    /// chance, in ms.
+    pub election_ms: u32,
+    /// Of two voters without a witness the one that does not serve waits this long before it has the
+    /// other one switched off, in ms.
+    pub fence_delay_ms: u32,
+}
+
+/// Why time-outs don't go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum TimingsError {
+    /// The lease.
+    #[error("lease_ms is {0}; it is from {LEASE_MIN_MS} to {LEASE_MAX_MS}")]
+    Lease(u32),
+    /// The drift.
+    #[error("drift_percent is {0}; it is from 1 to {DRIFT_MAX_PERCENT}")]
+    Drift(u8),
+    /// The election's time-out.
+    #[error(
+        "election_ms is {election_ms}; with lease_ms = {lease_ms} it is from {ELECTION_MIN_MS} to {}, so that a leader is there when a lease has run out",
+        .lease_ms / 2
+    )]
+    Election {
+        /// As asked.
+        election_ms: u32,
+        /// As asked.
+        lease_ms: u32,
+    },
+    /// The delay of the one that shoots second.
+    #[error(
+        "fence_delay_ms is {delay_ms}; with lease_ms = {lease_ms} it is from {} to {FENCE_DELAY_MAX_MS}, so that the side that serves shoots first",
+        .lease_ms * 2
+    )]
+    FenceDelay {
+        /// As asked.
+        delay_ms: u32,
+        /// As asked.
+        lease_ms: u32,
+    },
+}
+
+/// Shortest lease: five beacons to a lease, and a busy machine's hiccups must not end it.
+const LEASE_MIN_MS: u32 = 100;
+/// Longest lease.
+const LEASE_MAX_MS: u32 = 60_000;
+/// Clocks that drift more are broken.
+const DRIFT_MAX_PERCENT: u8 = 20;
+/// Shortest time-out of an election: several times a round trip and a write to disk.
+const ELECTION_MIN_MS: u32 = 50;
+/// Longest delay before the second side shoots.
+const FENCE_DELAY_MAX_MS: u32 = 600_000;
+
+impl Timings {
+    /// What a cluster begins with: a lost primary is replaced within a second.
+    pub const DEFAULT: Self = Self {
+        lease_ms: 500,
+        drift_percent: 1,
+        election_ms: 200,
+        fence_delay_ms: 5_000,
+    };
+
+    /// Do they go together?
+    ///
+    /// # Errors
+    /// The first one that does not.
+    pub fn check(&self) -> Result<(), TimingsError> {
+        let lease_ms = self.lease_ms;
+        if !(LEASE_MIN_MS..=LEASE_MAX_MS).contains(&lease_ms) {
+            return Err(TimingsError::Lease(lease_ms));
+        }
+        if !(1..=DRIFT_MAX_PERCENT).contains(&self.drift_percent) {
+            return Err(TimingsError::Drift(self.drift_percent));
+        }
+        if !(ELECTION_MIN_MS..=lease_ms / 2).contains(&self.election_ms) {
+            return Err(TimingsError::Election {
+                election_ms: self.election_ms,
+                lease_ms,
+            });
+        }
+        if !(lease_ms * 2..=FENCE_DELAY_MAX_MS).contains(&self.fence_delay_ms) {
+            return Err(TimingsError::FenceDelay {
+                delay_ms: self.fence_delay_ms,
+                lease_ms,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// A node of the cluster.
@@ -212,7 +316,10 @@ impl Document {
             voters: Vec::new(),
             nodes: Vec::new(),
             departed: NodeSet::EMPTY,
+            timings: Timings::DEFAULT,
             resources: Vec::new(),
+            lost: NodeSet::EMPTY,
+            former: Vec::new(),
         }
     }
 

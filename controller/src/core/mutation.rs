@@ -60,12 +60,16 @@ pub fn activate(mutation: Option<Mutation>) {
     ACTIVE.set(mutation);
 }
 
+/// Is it on? For checks too, which commit those faults that are not the cores'.
 #[cfg(any(test, feature = "mutations"))]
-pub(crate) fn mutated(mutation: Mutation) -> bool {
+#[must_use]
+pub fn mutated(mutation: Mutation) -> bool {
     ACTIVE.get() == Some(mutation)
 }
 
+/// This build has none.
 #[cfg(not(any(test, feature = "mutations")))]
-pub(crate) const fn mutated(_: Mutation) -> bool {
+#[must_use]
+pub const fn mutated(_: Mutation) -> bool {
     false
 }

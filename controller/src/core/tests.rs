@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 use vocabulary::{
     Change, ClusterId, DiskId, Epoch, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet,
-    Refusal, ResourceId,
+    Record, Refusal, ResourceId,
 };
 
 fn node(id: u8) -> NodeId {
@@ -81,6 +81,10 @@ fn run(document: &Document, commands: &[Command]) -> Document {
     commands.iter().fold(document.clone(), |document, command| {
         document.apply(command).unwrap()
     })
+}
+
+fn record(document: &Document) -> &Record {
+    document.resource(R0).unwrap().record.as_ref().unwrap()
 }
 
 fn cluster() -> Document {
@@ -434,7 +438,7 @@ fn nodes_join_under_ids_and_addresses_of_their_own_and_do_not_come_back() {
 }
 
 #[test]
-fn a_node_with_a_vote_or_a_replica_does_not_leave() {
+fn a_node_with_a_replica_does_not_leave_and_its_vote_goes_with_it() {
     let voter = Voter {
         node: node(1),
         id: VoterId(5),
@@ -449,8 +453,169 @@ fn a_node_with_a_vote_or_a_replica_does_not_leave() {
     );
     assert_eq!(
         document.apply(&Command::RemoveNode { node: node(1) }),
-        Err(Refused::StillVotes { node: node(1) })
+        Err(Refused::LastVoter)
     );
+    let other = Voter {
+        node: node(2),
+        id: VoterId(6),
+    };
+    let add = Command::AddVoter { voter: other };
+    let left = run(&document, &[add, Command::RemoveNode { node: node(1) }]);
+    assert_eq!(left.voters, [other]);
+    assert!(left.node(node(1)).is_none() && left.departed.contains(node(1)));
+}
+
+fn add_replica(id: u8) -> Command {
+    Command::AddReplica {
+        resource: R0,
+        replica: replica(id),
+    }
+}
+
+const fn remove_replica(node: NodeId) -> Command {
+    Command::RemoveReplica { resource: R0, node }
+}
+
+/// r0 on nodes 0 and 1, both in sync.
+fn begun() -> Document {
+    run(
+        &cluster(),
+        &[
+            create(&[0, 1]),
+            declare(report(0, true)),
+            declare(report(1, true)),
+        ],
+    )
+}
+
+fn promote(document: &Document, id: u8) -> Document {
+    let command = Command::Propose {
+        resource: R0,
+        based_on: record(document).generation,
+        change: Change::Promote {
+            candidate: report(id, true).member,
+            drop: NodeSet::EMPTY,
+            history: HistoryId(9),
+        },
+    };
+    run(document, &[command])
+}
+
+#[test]
+fn a_replica_that_is_added_lacks_everything_and_may_be_admitted() {
+    let before = begun();
+    let after = run(&before, &[add_replica(2)]);
+    let (old, new) = (record(&before), record(&after));
+    assert_eq!(new.generation, old.generation.next());
+    assert_eq!(new.in_sync, old.in_sync);
+    assert!(new.replicas.contains(node(2)));
+    assert_eq!(run(&after, &[add_replica(2)]), after, "the same once more");
+    let elsewhere = Command::AddReplica {
+        resource: R0,
+        replica: Replica {
+            backing: vec![Backing {
+                path: "/dev/sdz".to_owned(),
+                metadata: MetadataKind::Default,
+            }],
+            ..replica(2)
+        },
+    };
+    assert!(matches!(
+        after.apply(&elsewhere),
+        Err(Refused::ReplicaExists { .. })
+    ));
+}
+
+#[test]
+fn neither_the_primary_nor_what_may_be_the_last_good_copy_is_removed() {
+    let document = begun();
+    assert!(matches!(
+        document.apply(&remove_replica(node(1))),
+        Err(Refused::LastGoodCopy { .. })
+    ));
+    let served = promote(&document, 0);
+    assert!(matches!(
+        served.apply(&remove_replica(node(0))),
+        Err(Refused::RemovesPrimary { .. })
+    ));
+    let left = run(&served, &[remove_replica(node(1))]);
+    assert_eq!(record(&left).members(), NodeSet::only(node(0)));
+    assert_eq!(record(&left).replicas, NodeSet::only(node(0)));
+    assert_eq!(record(&left).epoch, record(&served).epoch);
+    let two = Command::SetResource {
+        resource: R0,
+        min_redundancy: 2,
+        policy: Policy::default(),
+    };
+    let guarded = run(&served, &[add_replica(2), two.clone()]);
+    assert!(matches!(
+        guarded.apply(&remove_replica(node(1))),
+        Err(Refused::Record(Refusal::Redundancy { left: 1, .. }))
+    ));
+    assert!(matches!(
+        left.apply(&two),
+        Err(Refused::BadRedundancy { .. })
+    ));
+}
+
+#[test]
+fn a_removed_replica_is_not_preferred_any_more() {
+    let prefer = Command::SetResource {
+        resource: R0,
+        min_redundancy: 1,
+        policy: Policy {
+            preferred: Some(node(1)),
+            ..Policy::default()
+        },
+    };
+    let served = run(&promote(&begun(), 0), std::slice::from_ref(&prefer));
+    let left = run(&served, &[remove_replica(node(1))]);
+    assert_eq!(left.resource(R0).unwrap().policy.preferred, None);
+    assert!(matches!(
+        left.apply(&prefer),
+        Err(Refused::NoReplica { .. })
+    ));
+}
+
+#[test]
+fn time_outs_go_together_or_are_refused_and_the_lease_changes_only_while_none_is_held() {
+    let with = |change: fn(&mut Timings)| {
+        let mut timings = Timings::DEFAULT;
+        change(&mut timings);
+        Command::SetTimings { timings }
+    };
+    let document = begun();
+    for bad in [
+        with(|t| t.lease_ms = 99),
+        with(|t| t.lease_ms = 60_001),
+        with(|t| t.drift_percent = 0),
+        with(|t| t.drift_percent = 21),
+        with(|t| t.election_ms = 49),
+        with(|t| t.election_ms = 251),
+        with(|t| t.fence_delay_ms = 999),
+        with(|t| t.fence_delay_ms = 600_001),
+        with(|t| t.lease_ms = 300),
+    ] {
+        assert!(
+            matches!(document.apply(&bad), Err(Refused::Timings(_))),
+            "{bad:?}"
+        );
+    }
+    let longer = with(|t| t.lease_ms = 1_000);
+    assert_eq!(
+        run(&document, std::slice::from_ref(&longer))
+            .timings
+            .lease_ms,
+        1_000
+    );
+    let served = promote(&document, 0);
+    assert_eq!(
+        served.apply(&longer),
+        Err(Refused::LeaseInUse {
+            resource: name("r0")
+        })
+    );
+    run(&served, &[with(|t| t.election_ms = 100)]);
 }
 
 #[test]

@@ -85,6 +85,7 @@ mod tests {
 
     fn beacon() -> Message {
         Message::Beacon {
+            lease_ms: 500,
             run: 9,
             sent: Time(1_000),
             leases: vec![(ResourceId(3), Epoch(4))],
@@ -99,7 +100,7 @@ mod tests {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        assert_eq!(hex, "0009e8070103040105");
+        assert_eq!(hex, "0009e807f4030103040105");
         assert_eq!(decode(&seals(1), &bytes), Some((node(0), beacon())));
     }
 

@@ -7,6 +7,7 @@ use super::wire::{Decision, FromServer, ToServer, Who};
 use super::{FrameError, frame};
 use crate::core::{Command, Document, Refused, Version};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -191,6 +192,12 @@ impl StoreHandle {
     #[must_use]
     pub fn leaders(&self) -> watch::Receiver<Option<NodeId>> {
         self.known.leader.subscribe()
+    }
+
+    /// Has another node said that this one was removed from the cluster?
+    #[must_use]
+    pub fn departed(&self) -> bool {
+        self.known.departed.load(Ordering::Relaxed)
     }
 
     /// What this node's voter had stored when it started: to be shown, never to be acted on. `None`

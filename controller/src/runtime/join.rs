@@ -33,6 +33,8 @@ pub struct Newcomer {
     pub control: Vec<String>,
     /// Where they will reach its replicas.
     pub replication: Vec<String>,
+    /// It takes the place of a node that was lost before the cluster was recovered.
+    pub rejoin: bool,
 }
 
 /// What a machine says.
@@ -75,6 +77,18 @@ pub enum JoinRefused {
     /// The issuer's disk.
     #[error("the node that made the token can't write its files; see the log of its daemon")]
     Issuer,
+    /// A lost node's name, and the machine does not say that it is the one.
+    #[error("{name} is a node of the cluster that was lost before it was recovered")]
+    Lost {
+        /// The name.
+        name: Name,
+    },
+    /// The machine says that it was lost, and the cluster does not know of it.
+    #[error("the cluster has lost no node {name}")]
+    NotLost {
+        /// The name.
+        name: Name,
+    },
 }
 
 /// Why the configuration store does not decide.
@@ -221,17 +235,19 @@ impl Desk {
         let document = self.document(|d| d.version >= version).await?;
         let id = match known {
             Some(id) => id,
-            None => document.free_node_id().ok_or(JoinRefused::NoId)?,
+            None => place(&document, &newcomer)?,
         };
         let used = Used { key, node: id };
         self.mark(secret, Some(used)).await?;
+        // What operators have said of it stays.
+        let before = document.node(id);
         let node = Node {
             id,
             name: newcomer.name,
             control: newcomer.control,
             replication: newcomer.replication,
-            state: NodeState::Online,
-            fencing: None,
+            state: before.map_or(NodeState::Online, |node| node.state),
+            fencing: before.and_then(|node| node.fencing.clone()),
         };
         match self.store.command(Command::AddNode { node }).await {
             Ok(version) => {
@@ -271,6 +287,20 @@ impl Desk {
             Ok(marked) => marked.map_err(issuer_trouble),
             Err(_) => Err(JoinRefused::Issuer),
         }
+    }
+}
+
+/// The id for a machine: that of the lost node whose place it takes, else one that nobody had.
+fn place(document: &Document, newcomer: &Newcomer) -> Result<NodeId, JoinRefused> {
+    let name = newcomer.name.clone();
+    match (document.lost_node(name.as_str()), newcomer.rejoin) {
+        (Some(id), true) => Ok(id),
+        (Some(_), false) => Err(JoinRefused::Lost { name }),
+        (None, true) => Err(match document.node_named(name.as_str()) {
+            Some(node) => JoinRefused::Document(Refused::NodeNameTaken { name, id: node.id }),
+            None => JoinRefused::NotLost { name },
+        }),
+        (None, false) => document.free_node_id().ok_or(JoinRefused::NoId),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::core::Document;
 use crate::core::consensus::Envelope;
 use crate::pki::TlsError;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -220,7 +221,10 @@ impl Runner {
         match greeting {
             FromServer::Welcome { .. } => {}
             FromServer::NotMe { node } => return Err(LinkError::WrongNode(node)),
-            FromServer::Departed => return Err(LinkError::Departed),
+            FromServer::Departed => {
+                self.known.departed.store(true, Ordering::Relaxed);
+                return Err(LinkError::Departed);
+            }
             _ => return Err(FrameError::Contents.into()),
         }
         *wait = RECONNECT_MIN;

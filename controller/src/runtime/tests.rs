@@ -479,6 +479,11 @@ struct Desk {
 
 impl Desk {
     fn open() -> Self {
+        Self::with(|document, _| document)
+    }
+
+    /// With another document than that of a new cluster.
+    fn with(change: impl FnOnce(Document, Voter) -> Document) -> Self {
         let (dir, peers) = (tempfile::tempdir().unwrap(), addresses(1));
         let authority = Authority::create(CLUSTER).unwrap();
         authority.save(dir.path()).unwrap();
@@ -493,7 +498,8 @@ impl Desk {
             id: voter,
         };
         let add = Command::AddVoter { voter: me };
-        let promise = Promise::new(voter, document(&peers).apply(&add).unwrap());
+        let content = change(document(&peers).apply(&add).unwrap(), me);
+        let promise = Promise::new(voter, content);
         let store = PromiseStore::create(&dir.path().join("c"), &promise).unwrap();
         let address = peers[&node(0)].clone();
         let (controller, forwarded) = Controller::start(Config {
@@ -532,6 +538,7 @@ fn newcomer(name: &str, port: u16) -> Newcomer {
         name: Name::new(name).unwrap(),
         control: vec![format!("127.0.0.1:{port}")],
         replication: vec![format!("127.0.0.1:{}", port + 1)],
+        rejoin: false,
     }
 }
 
@@ -637,6 +644,69 @@ fn wrong_and_expired_tokens_are_refused_and_names_and_addresses_in_use_leave_a_t
             JoinError::Refused(JoinRefused::Document(Refused::AddressTaken { .. }))
         ));
         join(&good, newcomer("node2", 5), key()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_lost_node_gets_its_id_back_when_it_says_that_it_is_the_one() {
+    let desk = Desk::with(|document, me| {
+        let lost = Node {
+            id: node(7),
+            name: Name::new("node8").unwrap(),
+            control: vec!["127.0.0.1:3".to_owned()],
+            replication: vec!["127.0.0.1:4".to_owned()],
+            state: NodeState::Standby,
+            fencing: None,
+        };
+        let voter = Voter {
+            node: lost.id,
+            id: VoterId(rand_id()),
+        };
+        let add = Command::AddNode { node: lost };
+        let document = document.apply(&add).unwrap();
+        let document = document.apply(&Command::AddVoter { voter }).unwrap();
+        document.recovered(CLUSTER, me).unwrap()
+    });
+    let lost = |name, port| Newcomer {
+        rejoin: true,
+        ..newcomer(name, port)
+    };
+    block_on(async {
+        let token = desk.token(60);
+        let error = join(&token, newcomer("node8", 5), key()).await.unwrap_err();
+        assert!(matches!(
+            error,
+            JoinError::Refused(JoinRefused::Lost { .. })
+        ));
+        let error = join(&token, lost("node9", 5), key()).await.unwrap_err();
+        assert!(matches!(
+            error,
+            JoinError::Refused(JoinRefused::NotLost { .. })
+        ));
+        let error = join(&token, lost("node1", 5), key()).await.unwrap_err();
+        assert!(matches!(
+            error,
+            JoinError::Refused(JoinRefused::Document(Refused::NodeNameTaken { .. }))
+        ));
+        let key = key();
+        let again = NodeKey::from_pem(key.to_pem().as_bytes()).unwrap();
+        let joined = join(&token, lost("node8", 5), key).await.unwrap();
+        let identity = Identity::new(joined.parts).unwrap();
+        assert_eq!(identity.node(), node(7));
+        let known = joined.document.node(node(7)).unwrap();
+        assert_eq!(known.control, ["127.0.0.1:5"]);
+        assert_eq!(known.state, NodeState::Standby, "an operator's word stays");
+        assert_eq!(joined.document.lost_node("node8"), None);
+        // Its answer was lost: the same machine asks once more.
+        let joined = join(&token, lost("node8", 5), again).await.unwrap();
+        assert_eq!(Identity::new(joined.parts).unwrap().node(), node(7));
+        // Nobody else takes its place now.
+        let token = desk.token(60);
+        let error = join(&token, lost("node8", 6), self::key()).await;
+        assert!(matches!(
+            error.unwrap_err(),
+            JoinError::Refused(JoinRefused::Document(Refused::NodeNameTaken { .. }))
+        ));
     });
 }
 

@@ -8,7 +8,7 @@ use super::wire::Decision;
 use crate::core::consensus::{
     self, Action, CommandId, Consensus, Envelope, Event, NotAlone, Settings, VoterId,
 };
-use crate::core::{Command, Document, Resource};
+use crate::core::{Command, Document, Resource, Version};
 use crate::store::{Promise, PromiseStore};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,6 +45,10 @@ pub(super) struct Known {
     pub(super) leader: watch::Sender<Option<NodeId>>,
     /// This node's voter has been brought up to date since its start.
     pub(super) current: watch::Sender<bool>,
+    /// Another node says that this one was removed from the cluster.
+    pub(super) departed: Arc<AtomicBool>,
+    /// Who leads by the word of other nodes.
+    said: watch::Sender<Option<NodeId>>,
     /// This node has a vote: then its voter alone says who leads.
     votes: Arc<AtomicBool>,
 }
@@ -63,32 +67,39 @@ impl Known {
         });
     }
 
-    /// This node's voter says who leads, and whether it has a vote.
-    fn lead(&self, leader: Option<NodeId>, votes: bool) {
+    /// This node's voter says who leads, and whether it has a vote by the document that it stores. That
+    /// one may be old: the others may have taken its vote since, and then only they say who leads.
+    fn lead(&self, leader: Option<NodeId>, stored: Version, vote: Option<VoterId>) {
+        let votes = vote.is_some_and(|id| {
+            let known = self.documents.borrow();
+            let taken = known.as_ref().is_some_and(|document| {
+                document.version > stored && document.voters.iter().all(|voter| voter.id != id)
+            });
+            !taken
+        });
         let voted = self.votes.swap(votes, Ordering::Relaxed);
-        if votes || voted {
-            self.set_leader(|_| leader);
+        if votes {
+            self.set_leader(leader);
+        } else if voted {
+            self.set_leader(*self.said.borrow());
         }
     }
 
     /// A node says that it leads, or that it does not.
     pub(super) fn says(&self, node: NodeId, leads: bool) {
-        if self.votes.load(Ordering::Relaxed) {
-            return;
-        }
-        self.set_leader(|known| match known {
-            _ if leads => Some(node),
-            Some(known) if known == node => None,
-            known => known,
+        self.said.send_if_modified(|said| match said {
+            _ if leads => said.replace(node) != Some(node),
+            Some(leader) if *leader == node => said.take().is_some(),
+            _ => false,
         });
+        if !self.votes.load(Ordering::Relaxed) {
+            self.set_leader(*self.said.borrow());
+        }
     }
 
-    fn set_leader(&self, leader: impl FnOnce(Option<NodeId>) -> Option<NodeId>) {
-        self.leader.send_if_modified(|known| {
-            let before = *known;
-            *known = leader(before);
-            *known != before
-        });
+    fn set_leader(&self, leader: Option<NodeId>) {
+        self.leader
+            .send_if_modified(|known| std::mem::replace(known, leader) != leader);
     }
 }
 
@@ -153,8 +164,10 @@ pub(super) async fn run(
             voter.consensus.handle(clock::now(), event, &mut actions);
         }
         voter.carry_out(actions);
-        let (leader, votes) = (voter.consensus.leader(), voter.consensus.votes());
-        voter.known.lead(leader, votes);
+        let consensus = &voter.consensus;
+        let stored = consensus.promise().entry.content.version;
+        let vote = consensus.votes().then(|| consensus.me().id);
+        voter.known.lead(consensus.leader(), stored, vote);
         voter.known.current.send_if_modified(|current| {
             let now = voter.consensus.is_current();
             std::mem::replace(current, now) != now
@@ -235,6 +248,8 @@ impl Voter {
                 Action::Send { node, envelope } => self.links.consensus(node, envelope),
                 Action::Committed { content, .. } => {
                     self.version = content.version.0;
+                    let election_ms = u64::from(content.timings.election_ms);
+                    self.consensus.set(Settings::with_election(election_ms));
                     self.watch_creations(&content);
                     self.known.learn(content);
                 }
@@ -291,4 +306,36 @@ impl Voter {
 
 fn far_away() -> Instant {
     Instant::now() + Duration::from_secs(3600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::consensus;
+    use vocabulary::ClusterId;
+
+    /// A node that was fenced comes back with a document in which it votes, and its voter hears nobody:
+    /// it must learn from the others who leads, or it could never ask for its vote.
+    #[test]
+    fn a_node_whose_vote_was_taken_hears_from_others_who_leads() {
+        let [me, other] = [1, 2].map(|id| consensus::Voter {
+            node: NodeId::new(id).unwrap(),
+            id: VoterId(u64::from(id)),
+        });
+        let mut old = Document::new(ClusterId(1));
+        old.version = Version(5);
+        old.voters = vec![me, other];
+        let known = Known::default();
+        known.learn(old.clone());
+        known.lead(None, old.version, Some(me.id));
+        known.says(other.node, true);
+        assert_eq!(*known.leader.borrow(), None, "its own voter says who leads");
+        let mut new = old.clone();
+        new.version = Version(6);
+        new.voters = vec![other];
+        known.learn(new);
+        // It was said before, and is not said again.
+        known.lead(None, old.version, Some(me.id));
+        assert_eq!(*known.leader.borrow(), Some(other.node));
+    }
 }

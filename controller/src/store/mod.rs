@@ -7,7 +7,7 @@ mod slot;
 
 use crate::core::Document;
 use crate::core::consensus;
-use slot::{SLOT_BYTES, choose, encode};
+use slot::{Chosen, SLOT_BYTES, choose, encode};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -135,21 +135,8 @@ impl PromiseStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn open(path: &Path, cluster: ClusterId) -> Result<(Self, Promise), StoreError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound => StoreError::Missing { path: path.into() },
-                _ => io_error(path, source),
-            })?;
-        let first = read_slot(&file, 0).map_err(|source| io_error(path, source))?;
-        let second = read_slot(&file, 1).map_err(|source| io_error(path, source))?;
-        let chosen = choose(&first, &second).map_err(|(first, second)| StoreError::Lost {
-            path: path.into(),
-            first,
-            second,
-        })?;
+        let file = open_file(path, OpenOptions::new().read(true).write(true))?;
+        let chosen = read_both(&file, path)?;
         if chosen.promise.entry.content.cluster != cluster {
             return Err(StoreError::OtherCluster {
                 path: path.into(),
@@ -172,6 +159,15 @@ impl PromiseStore {
         Ok((store, chosen.promise))
     }
 
+    /// What the file holds, of whatever cluster; nothing is changed.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn read(path: &Path) -> Result<Promise, StoreError> {
+        let file = open_file(path, OpenOptions::new().read(true))?;
+        Ok(read_both(&file, path)?.promise)
+    }
+
     /// Writes both copies, one after the other. After an error the caller must not act on the promise,
     /// nor on the one before it, until a later call succeeds.
     ///
@@ -189,6 +185,23 @@ impl PromiseStore {
         self.sequence = sequence;
         Ok(())
     }
+}
+
+fn open_file(path: &Path, options: &OpenOptions) -> Result<File, StoreError> {
+    options.open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => StoreError::Missing { path: path.into() },
+        _ => io_error(path, source),
+    })
+}
+
+fn read_both(file: &File, path: &Path) -> Result<Chosen, StoreError> {
+    let first = read_slot(file, 0).map_err(|source| io_error(path, source))?;
+    let second = read_slot(file, 1).map_err(|source| io_error(path, source))?;
+    choose(&first, &second).map_err(|(first, second)| StoreError::Lost {
+        path: path.into(),
+        first,
+        second,
+    })
 }
 
 fn read_slot(file: &File, slot: u64) -> io::Result<Vec<u8>> {

@@ -44,23 +44,30 @@ fn the_bytes_of_a_copy_stay_as_they_are() {
         concat!(
             "4c53434f4e464947",                 // magic
             "02000000",                         // format
-            "2c000000",                         // length
+            "35000000",                         // length
             "0300000000000000",                 // sequence
             "100f0e0d0c0b0a090807060504030201", // cluster
-            "94e4f851",                         // checksum of the promise
-            "ccbf7919",                         // checksum of the header
+            "ae306119",                         // checksum of the promise
+            "12d6124c",                         // checksum of the header
             // voter, term, vote, position of the entry
             "05",
             "04",
             "0106",
             "0302",
             // cluster (a varint), version, no voters, one node: id, name, two lists of an address, state,
-            // no fence agent; nobody departed, no resources
+            // no fence agent; nobody departed, the lease, the drift, the election's time-out and the
+            // fence delay, no resources, nobody lost, no former cluster
             "909eb8e8c0e1828589909cb0d080c1818202",
             "01",
             "00",
             "01",
             "00016e0103683a310103683a320000",
+            "00",
+            "f403",
+            "01",
+            "c801",
+            "8827",
+            "00",
             "00",
             "00",
         )

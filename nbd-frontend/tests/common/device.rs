@@ -3,7 +3,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use nbd_frontend::{BlockDevice, Command, Completion, ExportInfo, NbdError, Outcome, Request, Tag};
+use nbd_frontend::{
+    BlockDevice, Command, Completion, ExportInfo, Extent, HOLE, NbdError, Outcome, Request, Tag,
+    ZERO,
+};
+
+/// Unit of the statuses.
+const BLOCK: u64 = 64 << 10;
 
 /// What the connections of one device share.
 #[derive(Debug)]
@@ -42,6 +48,35 @@ impl MemoryDevice {
         }
     }
 
+    /// Where the disk is zero, in blocks; and which of these blocks are odd ones.
+    pub fn extents(&self, request: &Request) -> Vec<(usize, Vec<Extent>)> {
+        let bytes = self.disk.bytes.lock().unwrap();
+        let mut answers: Vec<_> = request
+            .contexts
+            .places()
+            .map(|place| (place, Vec::new()))
+            .collect();
+        let (mut at, end) = (request.offset, request.offset + request.length);
+        while at < end {
+            let to = ((at / BLOCK + 1) * BLOCK).min(end);
+            let block = &bytes[usize::try_from(at).unwrap()..usize::try_from(to).unwrap()];
+            for (place, extents) in &mut answers {
+                let is_zero = block.iter().all(|byte| *byte == 0);
+                let flags = match place {
+                    0 if is_zero => HOLE | ZERO,
+                    0 => 0,
+                    _ => u32::from(!(at / BLOCK).is_multiple_of(2)),
+                };
+                extents.push(Extent {
+                    length: to - at,
+                    flags,
+                });
+            }
+            at = to;
+        }
+        answers
+    }
+
     fn apply(&self, request: &Request, buffer: Option<&mut Vec<u8>>) -> Outcome {
         self.disk.seen.lock().unwrap().push(*request);
         if self.broken && request.payload_bytes() > 0 {
@@ -60,7 +95,7 @@ impl MemoryDevice {
             (Command::Write, Some(buffer)) => range.copy_from_slice(&buffer[..range.len()]),
             (Command::Read | Command::Write, None) => panic!("a payload without buffer"),
             (Command::Trim | Command::WriteZeroes, _) => range.fill(0),
-            (Command::Flush | Command::Cache, _) => {}
+            (Command::Flush | Command::Cache | Command::BlockStatus, _) => {}
         }
         Outcome::Done
     }

@@ -5,7 +5,8 @@ use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
 use nbd_frontend::{
-    BlockDevice, CloseReason, Completion, Connection, ExportInfo, Exports, Limits, Step, Tag,
+    BlockDevice, CloseReason, Command, Completion, Connection, ExportInfo, Exports, Limits,
+    Outcome, Step, Tag, TlsMode,
 };
 
 use super::device::{Disk, MemoryDevice};
@@ -20,7 +21,7 @@ pub fn serve<S: Read + Write>(
     disk: &Arc<Disk>,
 ) -> io::Result<Option<CloseReason>> {
     let mut out = Vec::new();
-    let mut connection = Connection::new(Limits::default(), &mut out);
+    let mut connection = Connection::new(Limits::default(), TlsMode::Off, &mut out);
     let mut device: Option<MemoryDevice> = None;
     let mut received = vec![0; 64 << 10];
     let mut next_tag = 0;
@@ -38,6 +39,7 @@ pub fn serve<S: Read + Write>(
             let (request, write) = match step {
                 Step::NeedMore => break,
                 Step::Answered => continue,
+                Step::Secure => unreachable!("TLS is off"),
                 Step::Opened => {
                     let info: ExportInfo = connection.export().unwrap().clone();
                     device = Some(MemoryDevice::new(info, Arc::clone(disk)));
@@ -87,18 +89,28 @@ fn drain<S: Write>(
             buffer,
             ..
         } = done;
+        match (request.command, outcome, &buffer) {
+            (Command::BlockStatus, Outcome::Done, _) => {
+                let answers = device.as_ref().unwrap().extents(&request);
+                connection.reply_status(&request, &answers, out);
+                continue;
+            }
+            (Command::Read, Outcome::Done, Some(data)) => {
+                let mut next = Some(0);
+                while let Some(from) = next {
+                    let piece = connection.reply_piece(&request, data, from, out);
+                    send(stream, out, &data[piece.send])?;
+                    next = piece.next;
+                }
+                continue;
+            }
+            _ => {}
+        }
         let data_bytes = usize::try_from(connection.reply(&request, outcome, out)).unwrap();
         if data_bytes > 0 {
-            match (outcome, buffer) {
-                (nbd_frontend::Outcome::Done, Some(buffer)) => {
-                    send(stream, out, &buffer[..data_bytes])?;
-                }
-                _ => {
-                    for start in (0..data_bytes).step_by(ZEROES.len()) {
-                        let end = ZEROES.len().min(data_bytes - start);
-                        send(stream, out, &ZEROES[..end])?;
-                    }
-                }
+            for start in (0..data_bytes).step_by(ZEROES.len()) {
+                let end = ZEROES.len().min(data_bytes - start);
+                send(stream, out, &ZEROES[..end])?;
             }
         }
     }

@@ -14,17 +14,22 @@ pub const STARTTLS: u32 = 5;
 pub const INFO: u32 = 6;
 pub const GO: u32 = 7;
 pub const STRUCTURED_REPLY: u32 = 8;
+pub const LIST_META_CONTEXT: u32 = 9;
 pub const SET_META_CONTEXT: u32 = 10;
+pub const EXTENDED_HEADERS: u32 = 11;
 
 pub const ACK: u32 = 1;
 pub const SERVER: u32 = 2;
 pub const REP_INFO: u32 = 3;
+pub const META_CONTEXT: u32 = 4;
 pub const ERR_UNSUP: u32 = 0x8000_0001;
 pub const ERR_POLICY: u32 = 0x8000_0002;
 pub const ERR_INVALID: u32 = 0x8000_0003;
+pub const ERR_TLS_REQD: u32 = 0x8000_0005;
 pub const ERR_UNKNOWN: u32 = 0x8000_0006;
 pub const ERR_SHUTDOWN: u32 = 0x8000_0007;
 pub const ERR_TOO_BIG: u32 = 0x8000_0009;
+pub const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
 
 pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
@@ -73,6 +78,20 @@ pub fn question(export: &str, infos: &[u16]) -> Vec<u8> {
     data
 }
 
+/// Data of LIST_META_CONTEXT and SET_META_CONTEXT.
+pub fn meta_question(export: &str, queries: &[&str]) -> Vec<u8> {
+    let string = |text: &str| {
+        let length = u32::try_from(text.len()).unwrap();
+        [&length.to_be_bytes()[..], text.as_bytes()].concat()
+    };
+    let count = u32::try_from(queries.len()).unwrap();
+    let mut data = [string(export), count.to_be_bytes().to_vec()].concat();
+    for query in queries {
+        data.extend_from_slice(&string(query));
+    }
+    data
+}
+
 /// A reply to an option.
 pub fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).unwrap();
@@ -99,6 +118,33 @@ pub fn request(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) 
     .concat()
 }
 
+/// A request with extended headers, without its payload.
+pub fn extended(flags: u16, command: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    [
+        &[0x21, 0xe4, 0x1c, 0x71],
+        &flags.to_be_bytes()[..],
+        &command.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &length.to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// A chunk of a reply with extended headers.
+pub fn extended_chunk(done: bool, kind: u16, cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
+    let length = u64::try_from(data.len()).unwrap();
+    [
+        &[0x6e, 0x8a, 0x27, 0x8c, 0, u8::from(done)],
+        &kind.to_be_bytes()[..],
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &length.to_be_bytes(),
+        data,
+    ]
+    .concat()
+}
+
 /// A simple reply without data.
 pub fn simple(error: u32, cookie: u64) -> Vec<u8> {
     [
@@ -111,9 +157,14 @@ pub fn simple(error: u32, cookie: u64) -> Vec<u8> {
 
 /// The one and last chunk of a structured reply.
 pub fn chunk(kind: u16, cookie: u64, data: &[u8]) -> Vec<u8> {
+    chunk_of(true, kind, cookie, data)
+}
+
+/// A chunk of a structured reply.
+pub fn chunk_of(done: bool, kind: u16, cookie: u64, data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).unwrap();
     [
-        &[0x66, 0x8e, 0x33, 0xef, 0, 1],
+        &[0x66, 0x8e, 0x33, 0xef, 0, u8::from(done)],
         &kind.to_be_bytes()[..],
         &cookie.to_be_bytes(),
         &length.to_be_bytes(),

@@ -16,6 +16,9 @@ use nbd_frontend::{ExportError, ExportInfo, ExportListing, Exports};
 /// Size of `r0`.
 pub const R0_BYTES: u64 = 1 << 20;
 
+/// Metadata contexts of `r0`.
+pub const CONTEXTS: [&str; 2] = ["base:allocation", "x-test:odd"];
+
 /// Four exports, one for each way in which opening can go.
 #[derive(Debug, Default)]
 pub struct Catalog;
@@ -35,6 +38,7 @@ impl Exports for Catalog {
             "" | "r0" => ExportInfo {
                 can_multi_conn: true,
                 can_fast_zero: true,
+                meta_contexts: &CONTEXTS,
                 ..ExportInfo::new("r0", R0_BYTES)
             },
             "r0/1" => ExportInfo {

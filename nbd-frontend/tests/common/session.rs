@@ -1,9 +1,11 @@
 //! A connection that is fed bytes and records what it did: for tests that compare steps and bytes.
 
-use nbd_frontend::{Connection, Exports, Limits, Outcome, Request, Step};
+use nbd_frontend::{
+    Command, Connection, Exports, Extent, HOLE, Limits, Outcome, Request, Step, TlsMode, ZERO,
+};
 
 use super::Catalog;
-use super::message::{CLIENT_FLAGS, EXPORT_NAME, STRUCTURED_REPLY, option};
+use super::message::{self, CLIENT_FLAGS, EXPORT_NAME, STRUCTURED_REPLY, option};
 
 /// Answers that a device could give, so that replies are covered too: by the cookie.
 pub fn outcome_of(request: &Request) -> Outcome {
@@ -32,8 +34,12 @@ pub struct Session {
 
 impl Session {
     pub fn new(limits: Limits) -> Self {
+        Self::with_tls(limits, TlsMode::Off)
+    }
+
+    pub fn with_tls(limits: Limits, tls: TlsMode) -> Self {
         let mut out = Vec::new();
-        let connection = Connection::new(limits, &mut out);
+        let connection = Connection::new(limits, tls, &mut out);
         Self {
             connection,
             out,
@@ -53,6 +59,24 @@ impl Session {
             session.feed(&option(STRUCTURED_REPLY, b""));
         }
         session.feed(&option(EXPORT_NAME, export.as_bytes()));
+        assert_eq!(
+            session.steps.last(),
+            Some(&Step::Opened),
+            "the handshake failed"
+        );
+        session.steps.clear();
+        session.out.clear();
+        session
+    }
+
+    /// In the transmission phase of `r0` after these options, with empty output and no steps recorded.
+    pub fn after(options: &[(u32, Vec<u8>)]) -> Self {
+        let mut session = Self::new(Limits::default());
+        session.feed(&CLIENT_FLAGS);
+        for (number, data) in options {
+            session.feed(&option(*number, data));
+        }
+        session.feed(&option(message::GO, &message::question("r0", &[])));
         assert_eq!(
             session.steps.last(),
             Some(&Step::Opened),
@@ -114,7 +138,7 @@ impl Session {
                     self.steps.push(step);
                     self.serve(&request);
                 }
-                Step::Answered | Step::Opened => self.steps.push(step),
+                Step::Answered | Step::Opened | Step::Secure => self.steps.push(step),
             }
             if self.serving {
                 self.sent.append(&mut self.out);
@@ -128,11 +152,42 @@ impl Session {
     }
 
     fn serve(&mut self, request: &Request) {
-        if self.serving {
+        if !self.serving {
+            return;
+        }
+        if request.command == Command::BlockStatus {
+            let extents = vec![
+                Extent {
+                    length: 1 + request.cookie % 1000,
+                    flags: HOLE | ZERO,
+                },
+                Extent {
+                    length: u64::MAX,
+                    flags: 0,
+                },
+            ];
+            let answer = |place| (place, extents.clone());
+            let answers: Vec<_> = request.contexts.places().map(answer).collect();
+            self.connection
+                .reply_status(request, &answers, &mut self.out);
+        } else if request.command == Command::Read && request.cookie % 8 == 6 {
+            let length = usize::try_from(request.payload_bytes()).unwrap();
+            let mut data = vec![0; length];
+            data[length / 3..length / 2].fill(7);
+            let mut from = 0;
+            loop {
+                let piece = self
+                    .connection
+                    .reply_piece(request, &data, from, &mut self.out);
+                self.out.extend_from_slice(&data[piece.send]);
+                let Some(next) = piece.next else { break };
+                from = next;
+            }
+        } else {
             let _data_bytes = self
                 .connection
                 .reply(request, outcome_of(request), &mut self.out);
-            assert_eq!(self.connection.in_flight(), 0);
         }
+        assert_eq!(self.connection.in_flight(), 0);
     }
 }

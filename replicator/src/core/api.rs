@@ -112,6 +112,15 @@ pub enum Access {
     },
 }
 
+/// What the cluster has agreed on for a resource: parts of [`Settings`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Another only while nobody is primary.
+    pub lease_ms: u64,
+    /// As there.
+    pub no_quorum_errors: bool,
+}
+
 /// What an operator asks of a resource on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -303,6 +312,8 @@ pub enum Event<P> {
     },
     /// Which nodes take clients' requests, from now on.
     Access(Access),
+    /// What the cluster has agreed on, from now on.
+    Terms(Terms),
     /// A record is known to be committed.
     Record(Record),
     /// The store refused a proposal for good.
@@ -520,6 +531,8 @@ pub enum Notice {
     Evicted {
         /// The member.
         node: NodeId,
+        /// Why.
+        why: EvictReason,
     },
     /// The local disk failed.
     DiskFailed {
@@ -606,6 +619,19 @@ pub enum LossReason {
     Operator,
 }
 
+/// Why a member has left the in-sync set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvictReason {
+    /// It had no session for too long.
+    Gone,
+    /// It has a session and granted no lease.
+    NoLease,
+    /// An operator has had its data thrown away.
+    Invalidated,
+    /// An operator has removed the replica.
+    Removed,
+}
+
 /// Who this replica is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -657,8 +683,10 @@ pub struct Settings {
     pub max_chunks: usize,
     /// The primary starts to require a resync target when no more than this is left, in bytes.
     pub admit_below_bytes: u64,
-    /// Forwarded requests that are to fail without a primary do so after this long, in ms.
+    /// Requests that are to fail without a primary that may answer do so after this long, in ms.
     pub no_primary_ms: u64,
+    /// The clients of a primary that may not answer for so long get errors; otherwise they wait.
+    pub no_quorum_errors: bool,
 }
 
 impl Default for Settings {
@@ -683,6 +711,7 @@ impl Default for Settings {
             admit_below_bytes: 1 << 20,
             // Longer than a fail-over takes at default settings.
             no_primary_ms: 5_000,
+            no_quorum_errors: false,
         }
     }
 }

@@ -113,9 +113,11 @@ pub enum AttachError {
 
 /// Whose replica is expected.
 #[derive(Clone, Copy, Debug)]
-pub struct Expected {
+pub struct Expected<'a> {
     /// The cluster.
     pub cluster: ClusterId,
+    /// What the cluster was before it was recovered: a store of theirs becomes one of the cluster.
+    pub former: &'a [ClusterId],
     /// The resource.
     pub resource: ResourceId,
     /// This node.
@@ -241,7 +243,7 @@ fn write_ring(layout: &Layout, blocks: &[(u32, Block)], writes: &mut Vec<MetaWri
 /// # Errors
 /// [`AttachError`]: nothing was changed.
 pub fn attach(
-    expected: &Expected,
+    expected: &Expected<'_>,
     sources: &[Source<'_>],
     now: Time,
 ) -> Result<Attached, AttachError> {
@@ -309,6 +311,7 @@ pub fn attach(
             }
         }
         let superblock = &mut attached.superblock;
+        superblock.cluster = expected.cluster;
         superblock.whole_window = attached.whole_window;
         superblock.incarnation = incarnation;
         superblock.epoch = epoch;
@@ -357,7 +360,7 @@ fn agree_on_slots(superblocks: &mut [Superblock]) {
     }
 }
 
-fn nobody(expected: &Expected) -> Identity {
+fn nobody(expected: &Expected<'_>) -> Identity {
     Identity {
         cluster: expected.cluster,
         resource: expected.resource,
@@ -378,7 +381,7 @@ fn read_block(source: &Source<'_>, offset: u64) -> Block {
 }
 
 fn read_superblock(
-    expected: &Expected,
+    expected: &Expected<'_>,
     volume: VolumeId,
     source: &Source<'_>,
 ) -> Result<Superblock, AttachError> {
@@ -398,8 +401,13 @@ fn read_superblock(
     let chosen = choose(a?, b?).map_err(|source| AttachError::Identity { volume, source })?;
     let superblock = chosen.superblock;
     let wrong = |source| AttachError::Wrong { volume, source };
+    let cluster = if expected.former.contains(&superblock.cluster) {
+        superblock.cluster
+    } else {
+        expected.cluster
+    };
     superblock
-        .check_owner(expected.cluster, expected.resource, volume, expected.node)
+        .check_owner(cluster, expected.resource, volume, expected.node)
         .map_err(wrong)?;
     superblock.check_device(source.store_bytes).map_err(wrong)?;
     if source.placement == Placement::External && source.store_bytes < superblock.data_bytes {
@@ -499,3 +507,6 @@ fn read_bitmap(
     }
     Ok((bitmap, bad))
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,7 @@ pub mod status;
 mod tests;
 mod window;
 
+pub use primary::Regions;
 pub use resource::Resource;
 
 use message::Seq;

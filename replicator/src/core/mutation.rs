@@ -94,6 +94,8 @@ impl Mutation {
         Self::FlushRetried,
         Self::ForceWithoutBits,
         Self::OneCopyUsed,
+        Self::ResentExecutedTwice,
+        Self::SessionSurvivesHistory,
         Self::WriteWithoutLease,
         Self::LeaseOverInSyncOnly,
         Self::LeaseCheckedBeforeRead,

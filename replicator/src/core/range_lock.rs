@@ -81,6 +81,12 @@ impl<K: Copy + Eq> RangeLock<K> {
         }
     }
 
+    /// The ranges that are, or are to be, held alone.
+    pub(crate) fn exclusive(&self) -> impl Iterator<Item = (K, ByteRange)> + '_ {
+        let alone = self.entries.iter().filter(|e| e.mode == Mode::Exclusive);
+        alone.map(|e| (e.key, e.range))
+    }
+
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -20,6 +20,8 @@ use vocabulary::{
 /// The core looks at the clock this often; its time-outs are much longer.
 const TICK_MS: u64 = 50;
 
+mod clients;
+mod record;
 mod view;
 
 #[derive(Clone, Debug)]
@@ -268,6 +270,12 @@ impl<P: Payload> Resource<P> {
                 (Role::Primary(_), None) => {}
             },
             Event::Access(access) => self.set_access(step, access),
+            Event::Terms(terms) => {
+                self.settings.lease_ms = terms.lease_ms;
+                self.settings.no_quorum_errors = terms.no_quorum_errors;
+                let settings = self.settings;
+                self.as_primary(step, |primary, _| primary.set(settings), |_| ());
+            }
             Event::Record(record) => self.learn(step, record),
             Event::Granted { node, epoch, sent } => self.as_primary(
                 step,
@@ -319,113 +327,6 @@ impl<P: Payload> Resource<P> {
                 );
             }
             _ => otherwise(step),
-        }
-    }
-
-    // ---- clients ----
-
-    fn client(
-        &mut self,
-        step: &mut Step<'_, P>,
-        id: RequestId,
-        volume: VolumeId,
-        request: ClientRequest<P>,
-    ) {
-        let (Role::Primary(primary), Some(record)) = (&mut self.role, &self.record) else {
-            if self.forwarder.follows() && self.closing.is_none() && !self.closed {
-                self.forwarder.keep(id, volume, request);
-            } else {
-                let result = Err(super::api::ClientError::NotPrimary);
-                step.emit(Action::Reply { id, result });
-            }
-            return;
-        };
-        let cx = &mut Cx {
-            step,
-            local: &mut self.local,
-            record,
-        };
-        let mut asked = Asked {
-            origin: Origin::Client(id),
-            mark: ClientMark::default(),
-            again: false,
-        };
-        if self.forwarder.follows() && self.closing.is_none() {
-            let one_write = match &request {
-                ClientRequest::Read { .. } | ClientRequest::Flush => false,
-                ClientRequest::Write { .. } => true,
-                ClientRequest::Zero { range, .. } => range.len <= ZERO_PIECE_BYTES,
-            };
-            let plain = matches!(request, ClientRequest::Read { .. } | ClientRequest::Flush);
-            // In the order of arrival, where others are kept.
-            let direct = self.forwarder.is_clear() && primary.takes_requests(cx);
-            match () {
-                () if direct && plain => {}
-                () if direct
-                    && one_write
-                    && let Some(mark) = self.forwarder.pass(id) =>
-                {
-                    asked.origin = Origin::Own;
-                    asked.mark = mark;
-                }
-                () => return self.forwarder.keep(id, volume, request),
-            }
-        }
-        primary.client(cx, asked, volume, request);
-    }
-
-    fn set_access(&mut self, step: &mut Step<'_, P>, access: Access) {
-        self.forwarder.set_access(step, access);
-        let follow = self.forwarder.follows();
-        self.as_primary(step, |primary, cx| primary.set_follow(cx, follow), |_| ());
-        if !follow && matches!(self.role, Role::Secondary(_)) {
-            step.emit(Action::HangUp);
-        }
-    }
-
-    /// What clients ask goes to the primary, here or elsewhere.
-    fn forward(&mut self, step: &mut Step<'_, P>) {
-        self.collect(step);
-        if !self.forwarder.follows() || self.closing.is_some() || self.closed {
-            return;
-        }
-        if let (Role::Primary(primary), Some(record)) = (&mut self.role, &self.record) {
-            let cx = &mut Cx {
-                step,
-                local: &mut self.local,
-                record,
-            };
-            while primary.takes_requests(cx)
-                && let Some(era) = cx.local.sessions.era()
-                && let Some(given) = self.forwarder.give(cx.step, era)
-            {
-                let asked = Asked {
-                    origin: Origin::Own,
-                    mark: given.mark,
-                    again: given.again,
-                };
-                primary.client(cx, asked, given.volume, given.request);
-            }
-            self.collect(step);
-        } else {
-            let record = self.record.as_ref();
-            self.forwarder.drive(step, record, &self.settings);
-        }
-    }
-
-    /// Takes over what this node's own primary has answered or gives back.
-    fn collect(&mut self, step: &mut Step<'_, P>) {
-        if let Role::Primary(primary) = &mut self.role {
-            for (number, result) in primary.answered.drain(..) {
-                self.forwarder.answered(step, number, result);
-            }
-            let stopped = !self.forwarder.follows() && !primary.returned.is_empty();
-            for returned in primary.returned.drain(..) {
-                self.forwarder.take_back(returned);
-            }
-            if stopped {
-                self.forwarder.stop(step);
-            }
         }
     }
 
@@ -653,159 +554,6 @@ impl<P: Payload> Resource<P> {
             secondary.hello(step, &mut self.local, conn, session, &known);
         } else {
             step.emit(Action::Close { conn });
-        }
-    }
-
-    // ---- the record ----
-
-    /// A record is known to be committed.
-    fn learn(&mut self, step: &mut Step<'_, P>, record: Record) {
-        if record.resource != self.identity.resource
-            || self
-                .record
-                .as_ref()
-                .is_some_and(|known| known.generation >= record.generation)
-        {
-            return;
-        }
-        let before = self.record.replace(record);
-        let Some(record) = self.record.clone() else {
-            return;
-        };
-        let record = &record;
-        // Another epoch, or no primary any more: this node's own is over.
-        if let Role::Primary(primary) = &mut self.role
-            && (record.epoch != primary.epoch() || record.primary != Some(self.identity.node))
-        {
-            let demoted = record.primary.is_none() && record.epoch == primary.epoch();
-            let why = match demoted {
-                _ if self.local.failed() => StopReason::DiskFailed,
-                true if self.closing.is_some() => StopReason::Closed,
-                true => StopReason::Demoted,
-                false => StopReason::Superseded,
-            };
-            primary.stop(
-                &mut Cx {
-                    step,
-                    local: &mut self.local,
-                    record,
-                },
-                why,
-            );
-            self.collect(step);
-            self.local.live_becomes_old();
-            self.role = Role::Secondary(Box::new(Secondary::new(self.local.volumes())));
-        }
-        self.forwarder.new_record(step, record);
-        if let Role::Secondary(secondary) = &mut self.role
-            && secondary
-                .primary()
-                .is_some_and(|p| record.primary != Some(p))
-        {
-            secondary.end_session(step, &mut self.local);
-        }
-        self.note_members(step, record);
-        if let (Role::Primary(primary), Some(before)) = (&mut self.role, &before) {
-            let cx = &mut Cx {
-                step,
-                local: &mut self.local,
-                record,
-            };
-            primary.new_record(cx, before);
-        }
-        self.check_promoted(step, record);
-    }
-
-    /// What the record says of who holds the same: bits are kept for a member's disk, and there are
-    /// none between members (RULES 7: entering a committed admit clears them).
-    fn note_members(&mut self, step: &mut Step<'_, P>, record: &Record) {
-        let me = self.identity;
-        let is_member = record
-            .member(me.node)
-            .is_some_and(|m| m.disk == me.disk && m.incarnation == me.incarnation);
-        if !is_member {
-            return;
-        }
-        let forced = record.in_sync.len() == 1 && self.local.history() != record.history;
-        if forced && record.epoch > Epoch(0) && !mutated(Mutation::ForceWithoutBits) {
-            // An operator took this replica's bytes for the truth: nobody else has them.
-            for node in record.replicas.without(me.node).iter() {
-                self.local.mark_all(step, node);
-            }
-        }
-        for member in record.in_sync.iter().filter(|m| m.node != me.node) {
-            self.local.bind(step, member.node, member.disk, true);
-        }
-        self.local.set_history(step, record.history);
-    }
-
-    /// Did this node's own promotion commit? Nothing else makes it primary: neither a record from
-    /// before its restart nor one whose epoch it has promised already.
-    fn check_promoted(&mut self, step: &mut Step<'_, P>, record: &Record) {
-        let mine = self.promotion.as_ref().is_some_and(|p| {
-            p.based_on
-                .is_some_and(|g| record.epoch == Epoch(g.next().0))
-        }) && record.epoch > self.local.promised()
-            && record.member(self.identity.node) == Some(&self.member());
-        let resumed = mutated(Mutation::ResumePrimaryship) && record.epoch > Epoch(0);
-        if record.primary != Some(self.identity.node)
-            || !(mine || resumed)
-            || matches!(self.role, Role::Primary(_))
-        {
-            if self.promotion.as_ref().is_some_and(|p| p.ended_by(record)) {
-                self.end_promotion(step, Err(CommandError::Superseded(record.epoch)));
-            } else if let Some(promotion) = &mut self.promotion {
-                // Decided otherwise: proposed again, based on this record.
-                promotion.based_on = None;
-                promotion.next = step.now;
-            }
-            return;
-        }
-        self.end_promotion(step, Ok(()));
-        if let Role::Secondary(secondary) = &mut self.role {
-            secondary.stop(step, &mut self.local);
-        }
-        let cx = &mut Cx {
-            step,
-            local: &mut self.local,
-            record,
-        };
-        let primary = Primary::begin(cx, self.settings, self.forwarder.follows());
-        self.role = Role::Primary(Box::new(primary));
-    }
-
-    fn refused(
-        &mut self,
-        step: &mut Step<'_, P>,
-        based_on: Generation,
-        refusal: &vocabulary::Refusal,
-    ) {
-        if let (Role::Primary(primary), Some(record)) = (&mut self.role, &self.record) {
-            let cx = &mut Cx {
-                step,
-                local: &mut self.local,
-                record,
-            };
-            primary.proposal_refused(cx, based_on, refusal);
-            return;
-        }
-        let stale = matches!(refusal, vocabulary::Refusal::Stale { .. });
-        if let Some(promotion) = &mut self.promotion
-            && promotion.based_on == Some(based_on)
-        {
-            if stale {
-                promotion.based_on = None;
-                promotion.next = step.now;
-            } else {
-                self.end_promotion(step, Err(CommandError::Refused(refusal.clone())));
-            }
-        }
-    }
-
-    fn end_promotion(&mut self, step: &mut Step<'_, P>, result: Result<(), CommandError>) {
-        if let Some(promotion) = self.promotion.take() {
-            let id = promotion.command;
-            step.emit(Action::CommandDone { id, result });
         }
     }
 

@@ -5,7 +5,11 @@
 
 use super::ring::Fd;
 use super::socket::{Inbox, Outbox};
+use super::tls::Tls;
 use crate::core::api::ClientError;
+use rustls::ServerConfig;
+use std::ops::Range;
+use std::sync::Arc;
 use vocabulary::{ByteRange, ResourceId, Time, VolumeId};
 
 /// What a client wants of the volume that it opened.
@@ -22,8 +26,43 @@ pub enum ClientCommand {
     },
     /// What was answered is on stable storage.
     Flush,
+    /// What holds in the parts of the range.
+    Status {
+        /// Where is nothing allocated?
+        allocation: bool,
+        /// Where may a replica lack bytes?
+        out_of_sync: bool,
+    },
     /// Nothing: answered at once, in its turn.
     Nothing,
+}
+
+/// A part of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusExtent {
+    /// In bytes, not 0.
+    pub len: u64,
+    /// Whether what was asked holds here.
+    pub is: bool,
+}
+
+/// The answer to [`ClientCommand::Status`]: extents from the range's start on, not necessarily to its
+/// end. What was not asked for says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientStatus {
+    /// Nothing is allocated, and it reads as zeroes. Not so is always true enough.
+    pub holes: Vec<StatusExtent>,
+    /// A replica may lack bytes. So is always true enough.
+    pub out_of_sync: Vec<StatusExtent>,
+}
+
+/// A piece of a reply with data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataPiece {
+    /// The bytes of the data that follow its header.
+    pub send: Range<usize>,
+    /// Where in the data the next piece begins; `None`: this is the last.
+    pub next: Option<usize>,
 }
 
 /// A request as a client made it. `cookie` and `word` are the protocol's own and come back unchanged,
@@ -48,7 +87,10 @@ impl ClientOp {
     pub const fn payload_bytes(&self) -> u64 {
         match self.command {
             ClientCommand::Read | ClientCommand::Write => self.range.len,
-            ClientCommand::Zero { .. } | ClientCommand::Flush | ClientCommand::Nothing => 0,
+            ClientCommand::Zero { .. }
+            | ClientCommand::Flush
+            | ClientCommand::Status { .. }
+            | ClientCommand::Nothing => 0,
         }
     }
 }
@@ -69,6 +111,9 @@ pub enum ClientStep {
     NeedMore,
     /// Something was answered in the output: go on with the rest of the input.
     Answered,
+    /// The output is sent in the clear; the rest of the input, and all that comes after it, is TLS
+    /// ([`ClientConnection::tls`]).
+    Secure,
     /// An export was opened: requests follow.
     Opened(ExportTarget),
     /// A request without payload.
@@ -87,10 +132,24 @@ pub trait ClientConnection {
     /// say is appended to `out`, which is what was not sent yet.
     fn receive(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, ClientStep);
 
-    /// Appends the header of the reply to a request; `true` where the bytes read have to follow it.
-    /// Called once for each request.
-    fn reply(&mut self, op: &ClientOp, outcome: Result<(), ClientError>, out: &mut Vec<u8>)
-    -> bool;
+    /// How TLS is spoken after [`ClientStep::Secure`].
+    fn tls(&self) -> Option<Arc<ServerConfig>>;
+
+    /// Appends the reply to a request. Each request gets one reply, from one of these three.
+    fn reply(&mut self, op: &ClientOp, outcome: Result<(), ClientError>, out: &mut Vec<u8>);
+
+    /// Appends the header of a piece of the reply to a read that brought `data`: of the one that begins
+    /// at `from`, which is 0 at first.
+    fn reply_data(
+        &mut self,
+        op: &ClientOp,
+        data: &[u8],
+        from: usize,
+        out: &mut Vec<u8>,
+    ) -> DataPiece;
+
+    /// Appends the reply to [`ClientCommand::Status`].
+    fn reply_status(&mut self, op: &ClientOp, status: &ClientStatus, out: &mut Vec<u8>);
 
     /// The node stops: no further request is taken. What is in flight is still answered.
     fn shut_down(&mut self);
@@ -108,6 +167,16 @@ pub(super) const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 
 /// Bytes of replies that wait for a client to read them, at which its requests are not read further.
 pub(super) const MAX_UNSENT_BYTES: usize = 64 << 20;
+
+/// While memory is scarce each connection has at least this much of it, in bytes.
+pub(super) const MIN_SHARE_BYTES: u64 = 256 << 10;
+
+/// Requests with more payload than this leave a quarter of the memory to others, in bytes: however many
+/// large replies wait for clients that don't take them, small requests get through.
+pub(super) const LARGE_BYTES: usize = 1 << 20;
+
+/// When others wait for memory, a client that takes none of its replies for this long is closed, in ms.
+pub(super) const STUCK_MS: u64 = 10_000;
 
 /// A client that has not opened an export after this long is closed, in ms.
 pub(super) const HANDSHAKE_MS: u64 = 30_000;
@@ -155,17 +224,27 @@ pub(super) struct Client {
     pub(super) fd: Fd,
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
+    pub(super) tls: Option<Box<Tls>>,
+    /// TLS begins once the output is sent.
+    pub(super) securing: bool,
     pub(super) protocol: Box<dyn ClientConnection>,
     pub(super) target: Option<ExportTarget>,
     pub(super) gate: Gate,
-    /// The write whose payload is being received.
-    pub(super) write: Option<ClientOp>,
+    /// The write whose payload is being received, or a read for which there is no memory yet.
+    pub(super) held: Option<ClientOp>,
+    /// Replies that it had taken, and since when no more than these.
+    pub(super) seen_sent: (u64, Time),
     pub(super) in_flight: u64,
     pub(super) in_flight_bytes: u64,
     /// Not read further until something in flight is done.
     pub(super) stalled: bool,
+    /// Requests are refused; goes when what is in flight is answered.
+    pub(super) hanging_up: bool,
     /// Takes no more requests; goes when all is answered and sent.
     pub(super) closing: bool,
+    /// All was sent and said to be all: waits for the client to go, whose last words would otherwise
+    /// take with them what it has not read yet.
+    pub(super) leaving: bool,
     /// The socket is of no more use.
     pub(super) dead: bool,
     /// In the list of those with something to send.
@@ -182,28 +261,40 @@ impl Client {
             fd,
             inbox: Inbox::default(),
             outbox,
+            tls: None,
+            securing: false,
             protocol,
             target: None,
             gate: Gate::Open,
-            write: None,
+            held: None,
+            seen_sent: (0, now),
             in_flight: 0,
             in_flight_bytes: 0,
             stalled: false,
+            hanging_up: false,
             closing: false,
+            leaving: false,
             dead: false,
             dirty: false,
             deadline: Some(now.plus_ms(HANDSHAKE_MS)),
         }
     }
 
-    /// May another request be taken?
-    pub(super) fn at_limit(&self) -> bool {
-        self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES || self.outbox.unsent() >= MAX_UNSENT_BYTES
+    /// May no other request be taken? `share`: bytes for each connection while memory is scarce.
+    pub(super) fn at_limit(&self, share: Option<u64>) -> bool {
+        let unsent = self.outbox.unsent();
+        let all = || {
+            let unsent = u64::try_from(unsent).unwrap_or(u64::MAX);
+            self.in_flight_bytes.saturating_add(unsent)
+        };
+        self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES
+            || unsent >= MAX_UNSENT_BYTES
+            || share.is_some_and(|share| all() >= share)
     }
 
     /// Has everything that had come up to this count been handed to the core?
     pub(super) fn has_read(&self, upto: u64) -> bool {
-        self.inbox.total() >= upto && self.inbox.input().is_empty() && !self.stalled
+        self.inbox.total() >= upto && self.inbox.is_read() && !self.stalled
     }
 
     /// Can the connection be forgotten?

@@ -2,6 +2,7 @@
 //! it so that nobody else can use it, finds out what it can do, and does the slow work of attaching
 //! and growing with plain blocking calls. Requests of the running data plane are `disk::io`.
 
+mod holes;
 pub mod io;
 pub mod places;
 

@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod disk;
+pub mod inherited;
+mod look;
 pub mod mailbox;
 pub mod peer;
 pub mod plane;

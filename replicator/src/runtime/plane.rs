@@ -4,6 +4,7 @@
 //! replication.
 
 mod actions;
+mod block_status;
 mod clients;
 mod handle;
 mod peers;
@@ -17,10 +18,12 @@ pub use handle::{
 };
 pub use pulse::Pulse;
 
+use self::block_status::StatusKey;
 use self::handle::Control;
 use super::client::{Client, ClientOp, ClientProtocol};
 use super::disk::Disk;
 use super::disk::io::{DiskIo, JobId, Outcome, Request};
+use super::look::Looker;
 use super::mailbox::{Mailbox, mailbox};
 use super::peer::{CrcCache, Peer, PeerAddress};
 use super::pool::{Pool, PoolBuf};
@@ -112,6 +115,8 @@ enum Listener {
         fd: Fd,
         protocol: Box<dyn ClientProtocol>,
         armed: bool,
+        /// Others hold the socket too.
+        shared: bool,
     },
     Peers {
         fd: Fd,
@@ -132,6 +137,7 @@ struct Plane {
     pool: Pool,
     io: DiskIo<DiskKey>,
     worker: Worker<WorkKey>,
+    looker: Looker<StatusKey>,
     mailbox: Mailbox<Control>,
     report: ReportSink,
     now: Time,
@@ -145,6 +151,10 @@ struct Plane {
     /// Counts dials, so that each takes another address.
     dials: usize,
     requests: Slab<Pending>,
+    /// Payload bytes of the reads among them.
+    read_bytes: usize,
+    /// A client had to wait for memory since this was last looked at.
+    scarce: bool,
     commands: BTreeMap<CommandId, (Place, Reply<Result<(), PlaneError>>)>,
     /// Used again for each event.
     actions: Vec<Action<PoolBuf>>,
@@ -240,6 +250,8 @@ impl Plane {
         let pulse = handle.pulse();
         let ring = Ring::new()?;
         let pool = Pool::new(config.pool_bytes, config.keep_bytes);
+        let for_looker = handle.clone();
+        let looker = Looker::start(move |key, holes| for_looker.looked(key, holes))?;
         let worker = Worker::start(pool.clone(), move |key, done| {
             handle.work(key, done);
         })?;
@@ -259,6 +271,7 @@ impl Plane {
             io: DiskIo::new(pool.clone()),
             pool,
             worker,
+            looker,
             mailbox,
             report: config.report,
             now: boot_time(),
@@ -271,6 +284,8 @@ impl Plane {
             addresses: BTreeMap::new(),
             dials: 0,
             requests: Slab::new(),
+            read_bytes: 0,
+            scarce: false,
             commands: BTreeMap::new(),
             actions: Vec::new(),
             events: VecDeque::new(),
@@ -570,6 +585,11 @@ impl Plane {
                     self.feed(place, Event::Access(access));
                 }
             }
+            Control::Terms(resource, terms) => {
+                if let Some(place) = self.place_of(resource) {
+                    self.feed(place, Event::Terms(terms));
+                }
+            }
             Control::Peers(addresses) => self.addresses = addresses,
             Control::Record(record) => {
                 if let Some(place) = self.place_of(record.resource) {
@@ -616,12 +636,16 @@ impl Plane {
                 peers: self.peers.len(),
                 ..self.stats
             }),
-            Control::ListenClients(fd, protocol) => {
-                let fd = Arc::new(fd);
+            Control::ListenClients {
+                listener,
+                protocol,
+                shared,
+            } => {
                 self.listen(Listener::Clients {
-                    fd,
+                    fd: Arc::new(listener),
                     protocol,
                     armed: false,
+                    shared,
                 });
             }
             Control::ListenPeers(fd, cluster) => {
@@ -632,6 +656,7 @@ impl Plane {
                 });
             }
             Control::Work(key, done) => self.work_done(key, done),
+            Control::Looked(key, holes) => self.looked(&key, holes),
             Control::Shutdown => self.begin_shutdown(),
         }
     }
@@ -676,8 +701,12 @@ impl Plane {
     fn begin_shutdown(&mut self) {
         self.shutdown = Some(self.now.plus_ms(SHUTDOWN_MS));
         for (_, listener) in &self.listeners {
-            let (Listener::Clients { fd, .. } | Listener::Peers { fd, .. }) = listener;
-            super::socket::shut(fd);
+            match listener {
+                Listener::Clients { shared: true, .. } => {}
+                Listener::Clients { fd, .. } | Listener::Peers { fd, .. } => {
+                    super::socket::shut(fd);
+                }
+            }
         }
         self.shut_clients_down();
     }

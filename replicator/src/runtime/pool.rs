@@ -207,6 +207,18 @@ impl Pool {
         Some(buffer.freeze(0, len))
     }
 
+    /// Bytes of buffers in use.
+    #[must_use]
+    pub fn used_bytes(&self) -> usize {
+        self.0.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in use at which [`try_get`](Self::try_get) refuses.
+    #[must_use]
+    pub fn limit_bytes(&self) -> usize {
+        self.0.limit_bytes
+    }
+
     /// What the pool holds now.
     #[must_use]
     pub fn stats(&self) -> PoolStats {

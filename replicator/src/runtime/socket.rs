@@ -76,6 +76,31 @@ impl Inbox {
         }
     }
 
+    /// From here on what was received, and what will be, is sealed. No receive is in flight.
+    pub fn secure(&mut self) {
+        debug_assert!(!self.is_armed() && !self.in_payload());
+        self.sealed = Some(Sealed {
+            buffer: self.buffer.take(),
+            start: std::mem::take(&mut self.start),
+            end: std::mem::take(&mut self.end),
+        });
+    }
+
+    /// Forgets all that was received and not consumed. No receive is in flight.
+    pub fn discard(&mut self) {
+        (self.start, self.end, self.payload) = (0, 0, None);
+        if let Some(sealed) = &mut self.sealed {
+            (sealed.start, sealed.end) = (0, 0);
+        }
+    }
+
+    /// Is all that was received consumed?
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        let is_opened = |sealed: &Sealed| sealed.start == sealed.end;
+        self.input().is_empty() && self.sealed.as_ref().is_none_or(is_opened)
+    }
+
     /// Opens the next record of what was received on a secured connection.
     ///
     /// # Errors
@@ -461,6 +486,12 @@ impl Outbox {
 pub fn shut(fd: &Fd) {
     // Not connected any more is as good.
     let _ = nix::sys::socket::shutdown(fd.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+}
+
+/// Says that nothing more is sent; receives go on.
+pub fn shut_sending(fd: &Fd) {
+    // Not connected any more is as good.
+    let _ = nix::sys::socket::shutdown(fd.as_raw_fd(), nix::sys::socket::Shutdown::Write);
 }
 
 /// Appends a payload to a batch.

@@ -1,4 +1,4 @@
-//! Secured peer connections: bytes in, bytes out, no socket. What was received is opened record by
+//! Secured connections of peers and clients: bytes in, bytes out, no socket. What was received is opened record by
 //! record, what is to be sent is sealed; the handshake's own bytes wait in between. Who may be at
 //! the other end is decided by [`PeerCredentials`], which the node makes.
 
@@ -110,6 +110,11 @@ impl Tls {
     #[must_use]
     pub fn certificates(&self) -> Option<&[CertificateDer<'static>]> {
         self.connection.peer_certificates()
+    }
+
+    /// Says that nothing more is sent; waits to be sent itself.
+    pub fn close(&mut self) {
+        self.connection.send_close_notify();
     }
 
     /// Takes in received bytes until there is some plaintext, which is handed to `plaintext`: at most

@@ -273,14 +273,22 @@ pub struct Settings {
     pub election_ms: u64,
 }
 
+impl Settings {
+    /// Time-outs that go with this time-out of an election.
+    #[must_use]
+    pub const fn with_election(election_ms: u64) -> Self {
+        Self {
+            beat_ms: election_ms / 4,
+            election_ms,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         // Below the lease of a primary, so that a store whose leader died together with the primary
         // has the next one when the lease is over.
-        Self {
-            beat_ms: 50,
-            election_ms: 200,
-        }
+        Self::with_election(200)
     }
 }
 
@@ -321,6 +329,11 @@ pub struct Consensus<C: Content> {
 }
 
 impl<C: Content> Consensus<C> {
+    /// Time-outs as they are from now on. They concern progress only: voters may differ for a while.
+    pub const fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// A voter with its durable state; knows nothing of what is committed. `random` seeds its
     /// election time-outs.
     #[must_use]

@@ -52,6 +52,7 @@ impl Failover {
             let message = Message::Beacon {
                 run: self.run,
                 sent: now,
+                lease_ms: u32::try_from(self.settings.lease_ms).unwrap_or(u32::MAX),
                 leases,
                 faulty: faulty.clone(),
             };
@@ -74,15 +75,18 @@ impl Failover {
             Message::Beacon {
                 run,
                 sent,
+                lease_ms,
                 leases,
                 faulty,
             } => {
                 if let Some(peer) = self.peers.get_mut(&from) {
                     peer.faulty = faulty.into_iter().collect();
                 }
+                // One of the two has not heard yet of another length.
+                let agreed = u64::from(lease_ms) == self.settings.lease_ms;
                 let granted = leases
                     .into_iter()
-                    .filter(|&lease| self.grant(now, from, lease))
+                    .filter(|&lease| agreed && self.grant(now, from, lease))
                     .collect();
                 let answer = Message::Answer { run, sent, granted };
                 out.push(Action::Send(from, answer));

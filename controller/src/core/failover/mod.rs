@@ -7,21 +7,26 @@
 //! engine, which proposes it to the configuration store.
 
 mod beacons;
+mod cause;
 mod fencing;
 mod promotion;
 #[cfg(test)]
 mod tests;
 
-use super::document::{Document, NodeState};
+use super::document::{Document, NodeState, Timings};
 use super::mutation::{Mutation, mutated};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use vocabulary::{Epoch, Member, NodeId, NodeSet, Record, ResourceId, Time};
 
+pub use cause::Cause;
 use fencing::Lost;
 pub use promotion::Waiting;
 
-/// Time-outs in ms.
+/// Several beacons may be lost before the lease is.
+const BEACONS_PER_LEASE: u64 = 5;
+
+/// Time-outs in ms: until a document says what the cluster has agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// A beacon goes out this often.
@@ -50,14 +55,21 @@ impl Settings {
     #[must_use]
     pub const fn with_lease(lease_ms: u64) -> Self {
         Self {
-            // Several may be lost before the lease is.
-            beacon_ms: lease_ms / 5,
+            beacon_ms: lease_ms / BEACONS_PER_LEASE,
             lease_ms,
             drift_percent: 1,
             stagger_ms: 150,
             fence_delay_ms: 5_000,
             again_ms: 2_000,
         }
+    }
+
+    /// What the cluster has agreed on.
+    fn agree(&mut self, timings: &Timings) {
+        self.lease_ms = u64::from(timings.lease_ms);
+        self.beacon_ms = self.lease_ms / BEACONS_PER_LEASE;
+        self.drift_percent = u64::from(timings.drift_percent);
+        self.fence_delay_ms = u64::from(timings.fence_delay_ms);
     }
 }
 
@@ -85,6 +97,8 @@ pub enum Message {
         run: u64,
         /// Comes back too: when it was sent, by the sender's clock, in ns.
         sent: Time,
+        /// How long a lease is for the sender, in ms.
+        lease_ms: u32,
         /// Leases that the sender asks for.
         leases: Vec<Lease>,
         /// Resources whose replica on the sender can't serve.
@@ -170,11 +184,15 @@ pub enum Action {
         drop: NodeSet,
         /// The epoch that ends.
         over: Epoch,
+        /// For people.
+        why: Cause,
     },
     /// To the engine: demote in order.
     Demote {
         /// The resource.
         resource: ResourceId,
+        /// For people.
+        why: Cause,
     },
     /// Have the node switched off; answered by [`Event::Fenced`] or [`Event::FenceFailed`].
     Fence {
@@ -327,6 +345,7 @@ impl Failover {
     }
 
     fn learn(&mut self, now: Time, document: &Document) {
+        self.settings.agree(&document.timings);
         self.voters = document.voters.iter().map(|voter| voter.node).collect();
         self.peers
             .retain(|id, _| document.nodes.iter().any(|node| node.id == *id));

@@ -13,6 +13,8 @@ const PROMOTION_LIMIT_MS: u64 = 30_000;
 pub enum Waiting {
     /// An operator has demoted it.
     Down,
+    /// The cluster was recovered: nobody knows which replica has the latest data, an operator chooses.
+    Choice,
     /// Its replicas are still being created.
     Creation,
     /// The configuration store has no leader within reach: a majority of voters is missing.
@@ -77,10 +79,12 @@ impl Failover {
             }
             subject.promoting = Some(now);
             subject.ready_since = None;
+            let why = self.why_promoted(now, resource);
             out.push(Action::Promote {
                 resource,
                 drop,
                 over,
+                why,
             });
         }
     }
@@ -180,9 +184,14 @@ impl Failover {
         if !wanted || !again {
             return;
         }
+        let why = match subject.next {
+            _ if !subject.up => Cause::Down,
+            Some(node) => Cause::Moves(node),
+            None => Cause::Standby,
+        };
         if let Some(subject) = self.subjects.get_mut(&resource) {
             subject.demoted_at = Some(now);
-            out.push(Action::Demote { resource });
+            out.push(Action::Demote { resource, why });
         }
     }
 
@@ -223,6 +232,9 @@ impl Failover {
                 || primary != self.me && self.reaches(now, primary)
         }) {
             return None;
+        }
+        if record.in_sync.is_empty() {
+            return Some(Waiting::Choice);
         }
         if !subject.up {
             return Some(Waiting::Down);

@@ -252,6 +252,7 @@ fn a_beacon_that_comes_after_a_promotion_was_proposed_is_granted_nothing() {
     });
     let machine = world.machine(2);
     let late = Message::Beacon {
+        lease_ms: 500,
         run: 1,
         sent: Time(1),
         leases: vec![(R, epoch)],

@@ -19,7 +19,7 @@ impl<P: Payload> Local<P> {
     }
 
     /// Nodes that bits are kept for.
-    pub(super) fn bound_nodes(&self) -> Vec<NodeId> {
+    pub(crate) fn bound_nodes(&self) -> Vec<NodeId> {
         let peers = self
             .volumes
             .first()
@@ -122,6 +122,27 @@ impl<P: Payload> Local<P> {
                         .map(move |range| VolumeRange { volume, range })
                 })
             })
+    }
+
+    /// The runs marked for a node from an offset on; all of the volume where its disk is unknown.
+    pub(crate) fn marked_from(
+        &self,
+        node: NodeId,
+        volume: VolumeId,
+        mut from: u64,
+    ) -> impl Iterator<Item = ByteRange> + '_ {
+        let slot = self.slot(node);
+        let v = &self.volumes[volume.index()];
+        let size = v.superblock.data_bytes;
+        std::iter::from_fn(move || {
+            let run = match slot {
+                Some(slot) => v.bitmap.next_dirty(slot, from, MAX_RUN_BYTES)?,
+                None if from < size => ByteRange::between(from, size),
+                None => return None,
+            };
+            from = run.end();
+            Some(run)
+        })
     }
 
     /// The same by volume.

@@ -208,15 +208,28 @@ impl<P: Payload> Primary<P> {
             Origin::Client(id) if over && self.follow && request.is_repeatable() => {
                 self.give_back(Owner::Client(id), request);
             }
-            Origin::Client(id) => cx.step.emit(Action::Reply { id, result }),
             Origin::Own if over => self.give_back(Owner::Number(mark.number), request),
-            Origin::Own => self.answered.push((mark.number, result)),
             Origin::Forwarded(_) if over => {}
+            _ => self.tell(cx, request.asked, result),
+        }
+    }
+
+    /// Tells whoever asked.
+    pub(super) fn tell(
+        &mut self,
+        cx: &mut Cx<'_, '_, P>,
+        asked: Asked,
+        result: Result<Option<P>, ClientError>,
+    ) {
+        let number = asked.mark.number;
+        match asked.origin {
+            Origin::Client(id) => cx.step.emit(Action::Reply { id, result }),
+            Origin::Own => self.answered.push((number, result)),
             Origin::Forwarded(conn) => {
-                let number = mark.number;
                 let message = Message::Answer { number, result };
                 cx.step.emit(Action::Send { conn, message });
             }
+            Origin::Nobody => {}
         }
     }
 

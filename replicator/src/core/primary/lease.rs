@@ -32,6 +32,13 @@ impl<P> Lease<P> {
         }
     }
 
+    /// Does the request wait for a lease? Then it does so no more.
+    pub(super) fn forget(&mut self, key: usize) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|(waiting, _)| *waiting != key);
+        self.waiting.len() < before
+    }
+
     /// Up to when the replica has granted it.
     fn until_of(&self, node: NodeId, lease_ms: u64) -> Time {
         let sent = self.granted.get(&node);

@@ -4,7 +4,7 @@
 use super::copier::Sync;
 use super::membership::AdmitStage;
 use super::*;
-use crate::core::api::{CommandError, ConnId, LossReason};
+use crate::core::api::{CommandError, ConnId, EvictReason, LossReason};
 use crate::core::message::{MAX_RANGES, RangesOf, RefuseReason, SessionId};
 use vocabulary::{DiskId, Member};
 
@@ -691,7 +691,17 @@ impl<P: Payload> Primary<P> {
             }
         }
         for node in before.members().difference(record.members()).iter() {
-            cx.step.notice(Notice::Evicted { node });
+            let session = self.peers.get(&node).is_some_and(Peer::is_live);
+            let why = if !record.replicas.contains(node) {
+                EvictReason::Removed
+            } else if self.invalidate_commands.contains_key(&node) {
+                EvictReason::Invalidated
+            } else if session {
+                EvictReason::NoLease
+            } else {
+                EvictReason::Gone
+            };
+            cx.step.notice(Notice::Evicted { node, why });
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.joined = false;
                 if peer.sync.as_ref().is_some_and(|s| s.reconciling) {

@@ -136,6 +136,7 @@ impl Net {
         self.boots += 1;
         let expected = Expected {
             cluster: ClusterId(1),
+            former: &[],
             resource: ResourceId(2),
             node: id(node),
             boot_id: 1,
@@ -928,7 +929,7 @@ fn more_than_the_span_of_numbers_waits_its_turn() {
 fn with_exclusive_access_clients_connections_end_with_the_primary() {
     let mut c = Cluster::new(2);
     c.promote(0);
-    assert_eq!(c.hung_up, []);
+    assert!(c.hung_up.is_empty());
     c.command(0, Command::Demote);
     c.run_ms(1000);
     assert_eq!(c.hung_up, [0]);

@@ -2,14 +2,15 @@
 //! replying, and the order between connections of one export (RULES 12).
 
 use super::super::client::{
-    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, Gate, LINGER_MS,
-    MAX_UNSENT_BYTES, Pending as Behind, SETTLE_MS,
+    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, Gate, LARGE_BYTES,
+    LINGER_MS, MAX_UNSENT_BYTES, MIN_SHARE_BYTES, Pending as Behind, SETTLE_MS, STUCK_MS,
 };
 use super::super::pool::PoolBuf;
 use super::super::ring::{Op, sys};
-use super::super::socket::{Received, append, shut};
+use super::super::socket::{Outbox, Received, append, shut, shut_sending};
+use super::super::tls::{Opened, Tls};
 use super::{Listener, Pending, Plane, Token};
-use crate::core::api::{ClientError, ClientRequest, Event, RequestId};
+use crate::core::api::{ClientError, ClientRequest, Event, Payload as _, RequestId};
 use nix::errno::Errno;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -87,11 +88,11 @@ impl Plane {
         let serial = self.next_serial();
         match self.listeners.get_mut(index) {
             Some(Listener::Clients { protocol, .. }) => {
-                if self.clients.len() >= MAX_CLIENTS {
+                let client = Client::new(serial, fd, protocol.as_mut(), self.now);
+                if self.clients.len() >= MAX_CLIENTS && !self.make_way() {
                     tracing::warn!(limit = MAX_CLIENTS, "too many client connections");
                     return;
                 }
-                let client = Client::new(serial, fd, protocol.as_mut(), self.now);
                 let index = self.clients.insert(client);
                 self.mark_client(index);
                 self.pump_client(index);
@@ -104,7 +105,22 @@ impl Plane {
         }
     }
 
-    fn mark_client(&mut self, index: usize) {
+    /// Ends the connection that has been in its handshake for the longest time, so that those who say
+    /// nothing keep nobody out; false where there is none.
+    fn make_way(&mut self) -> bool {
+        let undecided = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.target.is_none() && !client.dead)
+            .min_by_key(|(_, client)| client.serial);
+        let Some((index, _)) = undecided else {
+            return false;
+        };
+        self.kill_client(index);
+        true
+    }
+
+    pub(super) fn mark_client(&mut self, index: usize) {
         if !std::mem::replace(&mut self.clients[index].dirty, true) {
             self.dirty_clients.push(index);
         }
@@ -115,17 +131,31 @@ impl Plane {
             return;
         };
         client.dirty = false;
-        client
-            .outbox
-            .flush(&mut self.ring, &client.fd, Token::ClientSend(index));
-        self.end_client(index);
+        let token = Token::ClientSend(index);
+        let flushed = match &mut client.tls {
+            None => {
+                client.outbox.flush(&mut self.ring, &client.fd, token);
+                Ok(())
+            }
+            Some(tls) => client
+                .outbox
+                .flush_secured(tls, &mut self.ring, &client.fd, token),
+        };
+        if flushed.is_err() {
+            self.kill_client(index);
+        } else {
+            self.end_client(index);
+        }
     }
 
     pub(super) fn client_received(&mut self, index: usize, op: Op, result: Result<usize, Errno>) {
         let client = &mut self.clients[index];
         match client.inbox.received(op, result) {
+            Ok(Received::Bytes(_) | Received::Nothing) if client.leaving && !client.dead => {
+                self.see_client_off(index);
+            }
             Ok(Received::Bytes(_) | Received::Nothing) if !client.dead => self.pump_client(index),
-            Ok(Received::End) if !client.dead => {
+            Ok(Received::End) if !client.dead && !client.leaving => {
                 // It may still read: what is in flight is answered.
                 self.close_client(index);
             }
@@ -145,15 +175,61 @@ impl Plane {
             .is_err()
         {
             self.kill_client(index);
+        } else if client.tls.is_some() {
+            self.flush_client(index);
         } else {
             self.end_client(index);
+        }
+    }
+
+    /// Begins TLS once what was to be said in the clear is said.
+    fn secure_client(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        let tls = client.protocol.tls().map(|config| Tls::accepting(&config));
+        client.securing = false;
+        let Some(Ok(tls)) = tls else {
+            tracing::error!("a client connection can't be secured");
+            return self.kill_client(index);
+        };
+        client.inbox.secure();
+        client.outbox = Outbox::secured();
+        client.tls = Some(Box::new(tls));
+        self.pump_client(index);
+    }
+
+    /// Opens the next record of a secured connection.
+    fn open_record(&mut self, index: usize) -> Parsed {
+        let client = &mut self.clients[index];
+        let Some(tls) = &mut client.tls else {
+            return Parsed::NeedMore;
+        };
+        let opened = client.inbox.open(tls, &self.pool);
+        if tls.wants_to_send() {
+            self.mark_client(index);
+        }
+        match opened {
+            Ok(Opened::Plaintext) => Parsed::GoOn,
+            Ok(Opened::NeedMore) => Parsed::NeedMore,
+            Ok(Opened::Closed) => {
+                self.close_client(index);
+                Parsed::Stop
+            }
+            Err(error) => {
+                tracing::info!(%error, "a client connection is given up: TLS");
+                // What tells the client so still leaves.
+                self.close_client(index);
+                Parsed::Stop
+            }
         }
     }
 
     /// Takes requests out of what was received until more must come or something must end.
     pub(super) fn pump_client(&mut self, index: usize) {
         loop {
-            let parsed = self.parse_client(index);
+            let mut parsed = self.parse_client(index);
+            if matches!(parsed, Parsed::NeedMore) {
+                parsed = self.open_record(index);
+            }
             let Some(client) = self.clients.get_mut(index) else {
                 return;
             };
@@ -179,27 +255,18 @@ impl Plane {
 
     fn parse_client(&mut self, index: usize) -> Parsed {
         let client = &mut self.clients[index];
-        if client.closing || client.dead || client.inbox.is_armed() {
+        if client.closing || client.dead || client.securing || client.inbox.is_armed() {
             return Parsed::Stop;
         }
         if !matches!(client.gate, Gate::Open) {
             return Parsed::Stop;
         }
-        if let Some(op) = client.write {
-            if !client.inbox.in_payload() {
-                let len = usize::try_from(op.range.len).unwrap_or(usize::MAX);
-                if !client.inbox.begin_payload(&self.pool, len) {
-                    return Parsed::Stalled;
-                }
-            }
-            let Some(data) = client.inbox.take_payload() else {
-                return Parsed::NeedMore;
-            };
-            client.write = None;
-            self.submit(index, op, Some(data));
-            return Parsed::GoOn;
+        if let Some(op) = client.held {
+            return self.go_on_with(index, op);
         }
-        if client.at_limit() {
+        let share = self.share();
+        let client = &mut self.clients[index];
+        if client.at_limit(share) {
             return Parsed::Stalled;
         }
         if client.inbox.input().is_empty() {
@@ -218,6 +285,11 @@ impl Plane {
             ClientStep::NeedMore => Parsed::NeedMore,
             ClientStep::Answered => Parsed::GoOn,
             ClientStep::AtLimit => Parsed::Stalled,
+            ClientStep::Secure => {
+                client.securing = true;
+                self.mark_client(index);
+                Parsed::Stop
+            }
             ClientStep::Opened(target) => {
                 client.target = Some(target);
                 client.deadline = None;
@@ -227,12 +299,16 @@ impl Plane {
             }
             ClientStep::Request(op) => {
                 client.begin(&op);
+                if op.command == ClientCommand::Read {
+                    client.held = Some(op);
+                    return self.go_on_with(index, op);
+                }
                 self.submit(index, op, None);
                 Parsed::GoOn
             }
             ClientStep::Write(op) => {
                 client.begin(&op);
-                client.write = Some(op);
+                client.held = Some(op);
                 Parsed::GoOn
             }
             ClientStep::Close => {
@@ -240,6 +316,54 @@ impl Plane {
                 Parsed::Stop
             }
         }
+    }
+
+    /// A read waits for memory, a write for its payload too.
+    fn go_on_with(&mut self, index: usize, op: ClientOp) -> Parsed {
+        let len = usize::try_from(op.range.len).unwrap_or(usize::MAX);
+        let has_room = self.clients[index].inbox.in_payload() || self.has_room(len);
+        let client = &mut self.clients[index];
+        let data = if op.command == ClientCommand::Read {
+            if !has_room {
+                self.scarce = true;
+                return Parsed::Stalled;
+            }
+            None
+        } else {
+            let begun = client.inbox.in_payload()
+                || has_room && client.inbox.begin_payload(&self.pool, len);
+            if !begun {
+                self.scarce = true;
+                return Parsed::Stalled;
+            }
+            let Some(data) = client.inbox.take_payload() else {
+                return Parsed::NeedMore;
+            };
+            Some(data)
+        };
+        client.held = None;
+        self.submit(index, op, data);
+        Parsed::GoOn
+    }
+
+    /// Is there memory for a payload? Reads count twice once they have their buffers, which is cheaper
+    /// than to know.
+    fn has_room(&self, len: usize) -> bool {
+        let used = self.pool.used_bytes().saturating_add(self.read_bytes);
+        let limit = self.pool.limit_bytes();
+        let kept = if len > LARGE_BYTES { limit / 4 } else { 0 };
+        used == 0 || used.saturating_add(len) <= limit - kept
+    }
+
+    /// What each connection may use once half of the memory is in use; before that there is no limit to
+    /// it.
+    fn share(&self) -> Option<u64> {
+        let half = self.pool.limit_bytes() / 2;
+        let is_scarce = self.pool.used_bytes() > half;
+        is_scarce.then(|| {
+            let share = half / self.clients.len().max(1);
+            u64::try_from(share).map_or(MIN_SHARE_BYTES, |share| share.max(MIN_SHARE_BYTES))
+        })
     }
 
     /// Hands a request to the core.
@@ -257,6 +381,9 @@ impl Plane {
                 return self.answer(index, &op, result);
             }
         };
+        if let ClientCommand::Status { .. } = op.command {
+            return self.ask_status(place, volume, index, op);
+        }
         let request = match (op.command, data) {
             (ClientCommand::Write, Some(data)) => ClientRequest::Write {
                 range: op.range,
@@ -271,9 +398,12 @@ impl Plane {
                 hole,
                 fua: op.fua,
             },
-            (ClientCommand::Flush | ClientCommand::Nothing, _) => ClientRequest::Flush,
+            (ClientCommand::Flush | ClientCommand::Status { .. } | ClientCommand::Nothing, _) => {
+                ClientRequest::Flush
+            }
         };
         let serial = client.serial;
+        self.read_bytes += read_bytes(&op);
         let id = self.requests.insert(Pending {
             client: index,
             serial,
@@ -310,6 +440,7 @@ impl Plane {
             return;
         };
         let Pending { client, serial, op } = self.requests.remove(key);
+        self.read_bytes -= read_bytes(&op);
         if self
             .clients
             .get(client)
@@ -330,15 +461,16 @@ impl Plane {
         if client.dead {
             return;
         }
-        let (outcome, data) = match result {
-            Ok(data) => (Ok(()), data),
-            Err(error) => (Err(error), None),
-        };
-        let headers = client.outbox.batch.headers();
-        if client.protocol.reply(op, outcome, headers)
-            && let Some(data) = data
-        {
-            append(&mut client.outbox.batch, data);
+        match result {
+            Ok(Some(data)) => client.reply_data(op, data),
+            other => {
+                let outcome = other.map(|_| ());
+                let headers = client.outbox.batch.headers();
+                client.protocol.reply(op, outcome, headers);
+            }
+        }
+        if (client.closing || client.hanging_up) && client.in_flight == 0 {
+            client.deadline = Some(self.now.plus_ms(LINGER_MS));
         }
         self.mark_client(index);
     }
@@ -348,8 +480,8 @@ impl Plane {
         let client = &mut self.clients[index];
         if !client.closing {
             client.closing = true;
-            if let Some(op) = client.write.take() {
-                // Its payload never came as a whole: the request was never made.
+            if let Some(op) = client.held.take() {
+                // There was no memory for it, or its payload never came as a whole: the request was never made.
                 client.end(&op);
             }
             client.stalled = false;
@@ -374,12 +506,42 @@ impl Plane {
     /// Closes what is to be closed and has nothing left to say; forgets what is over.
     fn end_client(&mut self, index: usize) {
         let client = &mut self.clients[index];
-        if client.closing && !client.dead && client.outbox.is_idle() && client.in_flight == 0 {
-            client.dead = true;
-            shut(&client.fd);
+        let is_quiet = !client.dead && client.outbox.is_idle() && client.in_flight == 0;
+        if is_quiet && client.securing && !client.closing {
+            return self.secure_client(index);
         }
+        if is_quiet && client.hanging_up && !client.closing && client.inbox.is_read() {
+            return self.close_client(index);
+        }
+        if is_quiet && client.closing && !client.leaving {
+            client.leaving = true;
+            match &mut client.tls {
+                Some(tls) => {
+                    tls.close();
+                    return self.mark_client(index);
+                }
+                None => self.see_client_off(index),
+            }
+        } else if is_quiet && client.leaving && client.tls.is_some() && !client.dirty {
+            client.tls = None;
+            self.see_client_off(index);
+        }
+        let client = &mut self.clients[index];
         if client.is_over() && !client.dirty {
             self.clients.remove(index);
+        }
+    }
+
+    /// Says that all was sent, and waits for the client to go.
+    fn see_client_off(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        shut_sending(&client.fd);
+        if !client.inbox.is_armed() {
+            client.inbox.discard();
+            let token = Token::ClientRecv(index);
+            client
+                .inbox
+                .arm(&mut self.ring, &self.pool, &client.fd, token);
         }
     }
 
@@ -502,13 +664,27 @@ impl Plane {
     }
 
     pub(super) fn scan_clients(&mut self) {
+        let scarce = std::mem::take(&mut self.scarce);
         for index in 0..self.clients.capacity() {
-            let Some(client) = self.clients.get(index) else {
+            let Some(client) = self.clients.get_mut(index) else {
                 continue;
             };
+            let sent = client.outbox.sent_bytes();
+            if client.outbox.unsent() == 0 || sent != client.seen_sent.0 {
+                client.seen_sent = (sent, self.now);
+            } else if scarce && !client.dead && self.now.ms_since(client.seen_sent.1) >= STUCK_MS {
+                tracing::info!(
+                    ms = STUCK_MS,
+                    "a client that takes no replies is disconnected: others wait for its memory"
+                );
+                self.kill_client(index);
+                continue;
+            }
+            let client = &self.clients[index];
             let late = client.deadline.is_some_and(|at| at <= self.now);
             // A closing client's requests in flight still run to their end; their replies don't.
-            if late && !client.dead && (!client.closing || client.in_flight == 0) {
+            let ends = client.closing || client.hanging_up;
+            if late && !client.dead && (!ends || client.in_flight == 0) {
                 self.kill_client(index);
             }
         }
@@ -525,8 +701,14 @@ impl Plane {
             {
                 // The core answers no more: requests in flight are forgotten with the connection.
                 let serial = client.serial;
-                self.requests
-                    .retain(|_, request| request.client != index || request.serial != serial);
+                let read_bytes_left = &mut self.read_bytes;
+                self.requests.retain(|_, request| {
+                    let stays = request.client != index || request.serial != serial;
+                    if !stays {
+                        *read_bytes_left -= read_bytes(&request.op);
+                    }
+                    stays
+                });
                 self.kill_client(index);
             }
         }
@@ -535,27 +717,71 @@ impl Plane {
     /// Takes no more requests of a resource's clients; what is in flight is answered first.
     pub(super) fn hang_up(&mut self, resource: ResourceId) {
         for index in 0..self.clients.capacity() {
-            if let Some(client) = self.clients.get_mut(index)
-                && client.target.is_some_and(|t| t.resource == resource)
+            if self
+                .clients
+                .get(index)
+                .is_some_and(|client| client.target.is_some_and(|t| t.resource == resource))
             {
-                client.protocol.shut_down();
-                self.close_client(index);
+                self.hang_up_client(index);
             }
+        }
+    }
+
+    /// What is asked from now on is refused in the protocol's own words.
+    fn hang_up_client(&mut self, index: usize) {
+        let deadline = self.now.plus_ms(LINGER_MS);
+        let client = &mut self.clients[index];
+        client.protocol.shut_down();
+        if client.held.is_some() || !matches!(client.gate, Gate::Open) {
+            // Half a request, or none yet: there is nothing to say.
+            return self.close_client(index);
+        }
+        if !client.closing && !std::mem::replace(&mut client.hanging_up, true) {
+            client.deadline = Some(deadline);
+            self.pump_client(index);
+            self.mark_client(index);
         }
     }
 
     pub(super) fn shut_clients_down(&mut self) {
         for index in 0..self.clients.capacity() {
-            if let Some(client) = self.clients.get_mut(index) {
-                client.protocol.shut_down();
-                self.close_client(index);
+            if self.clients.contains(index) {
+                self.hang_up_client(index);
             }
         }
     }
 }
 
+/// Bytes that a read will bring.
+fn read_bytes(op: &ClientOp) -> usize {
+    match op.command {
+        ClientCommand::Read => usize::try_from(op.range.len).unwrap_or(usize::MAX),
+        _ => 0,
+    }
+}
+
 impl Client {
-    const fn end(&mut self, op: &ClientOp) {
+    fn reply_data(&mut self, op: &ClientOp, data: PoolBuf) {
+        let mut from = 0;
+        let send = loop {
+            let headers = self.outbox.batch.headers();
+            let piece = self.protocol.reply_data(op, data.bytes(), from, headers);
+            let Some(next) = piece.next else {
+                break piece.send;
+            };
+            let part = data.slice(piece.send.start, piece.send.len());
+            append(&mut self.outbox.batch, part);
+            from = next;
+        };
+        let last = if send.len() == data.len() {
+            data
+        } else {
+            data.slice(send.start, send.len())
+        };
+        append(&mut self.outbox.batch, last);
+    }
+
+    pub(super) const fn end(&mut self, op: &ClientOp) {
         self.in_flight -= 1;
         self.in_flight_bytes -= op.payload_bytes();
     }

@@ -10,14 +10,19 @@ use super::super::pool::{PoolBuf, PoolStats};
 use super::super::ring::{RingError, RingStats};
 use super::super::tls::PeerCredentials;
 use super::super::worker::WorkDone;
+use super::block_status::StatusKey;
 use super::{Pulse, WorkKey};
-use crate::core::api::{Access, Action, Command, CommandError, Event, Notice};
+use crate::core::Regions;
+use crate::core::api::{Access, Action, Command, CommandError, Event, Notice, Terms};
 use crate::core::status::{Standing, Status};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use vocabulary::{Change, ClusterId, Epoch, Generation, NodeId, Record, Refusal, ResourceId, Time};
+use vocabulary::{
+    ByteRange, Change, ClusterId, Epoch, Generation, NodeId, Record, Refusal, ResourceId, Time,
+    VolumeId,
+};
 
 /// Gets an answer, in the data plane's thread: it must not block (send it on).
 pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
@@ -40,6 +45,10 @@ pub trait Machine {
     fn record(&self) -> Option<&Record>;
     /// Does it take clients' requests?
     fn takes_clients(&self) -> bool;
+    /// [`crate::core::Resource::unsettled`].
+    fn unsettled(&self, now: Time, volume: VolumeId, range: ByteRange) -> Option<Regions>;
+    /// [`crate::core::Resource::out_of_sync`].
+    fn out_of_sync(&self, volume: VolumeId, range: ByteRange) -> Option<Regions>;
     /// What leases and fail-over need to know of it.
     fn standing(&self) -> Standing;
 }
@@ -190,6 +199,7 @@ pub(super) enum Control {
     Remove(ResourceId, Reply<Result<(), PlaneError>>),
     Peers(BTreeMap<NodeId, Vec<PeerAddress>>),
     Access(ResourceId, Access),
+    Terms(ResourceId, Terms),
     Record(Box<Record>),
     Refused {
         resource: ResourceId,
@@ -200,9 +210,14 @@ pub(super) enum Control {
     Command(ResourceId, Command, Reply<Result<(), PlaneError>>),
     Status(Reply<Vec<(ResourceId, Status)>>),
     Stats(Reply<PlaneStats>),
-    ListenClients(OwnedFd, Box<dyn ClientProtocol>),
+    ListenClients {
+        listener: OwnedFd,
+        protocol: Box<dyn ClientProtocol>,
+        shared: bool,
+    },
     ListenPeers(OwnedFd, ClusterId),
     Work(WorkKey, WorkDone),
+    Looked(StatusKey, Regions),
     Shutdown,
 }
 
@@ -267,6 +282,10 @@ impl PlaneHandle {
         let _ = self.post.send(Control::Work(key, done));
     }
 
+    pub(super) fn looked(&self, key: StatusKey, holes: Regions) {
+        let _ = self.post.send(Control::Looked(key, holes));
+    }
+
     /// Hands over a resource; it is driven from the answer on.
     pub fn add_resource(&self, new: NewResource, reply: Reply<Result<(), PlaneError>>) {
         if let Err(Control::Add(_, reply)) = self.post.send(Control::Add(Box::new(new), reply)) {
@@ -290,6 +309,11 @@ impl PlaneHandle {
     /// Which nodes take clients' requests of a resource, from now on.
     pub fn access(&self, resource: ResourceId, access: Access) {
         let _ = self.post.send(Control::Access(resource, access));
+    }
+
+    /// What the cluster has agreed on for a resource, from now on.
+    pub fn terms(&self, resource: ResourceId, terms: Terms) {
+        let _ = self.post.send(Control::Terms(resource, terms));
     }
 
     /// A record that is known to be committed, in any order and as often as it likes.
@@ -330,9 +354,19 @@ impl PlaneHandle {
         let _ = self.post.send(Control::Stats(reply));
     }
 
-    /// Serves clients on a listening socket (TCP or unix).
-    pub fn listen_clients(&self, listener: OwnedFd, protocol: Box<dyn ClientProtocol>) {
-        let _ = self.post.send(Control::ListenClients(listener, protocol));
+    /// Serves clients on a listening socket (TCP or unix). `shared`: other processes hold it too, and it
+    /// goes on without this one.
+    pub fn listen_clients(
+        &self,
+        listener: OwnedFd,
+        protocol: Box<dyn ClientProtocol>,
+        shared: bool,
+    ) {
+        let _ = self.post.send(Control::ListenClients {
+            listener,
+            protocol,
+            shared,
+        });
     }
 
     /// Takes connections of the cluster's other nodes on a listening socket (TCP or unix).

@@ -1,8 +1,8 @@
-//! Positioned reads and writes with flags, for which `nix` has no safe form.
+//! System calls for which `nix` has no safe form.
 
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 /// Reads at a position.
 ///
@@ -53,4 +53,19 @@ pub(crate) fn unread_bytes(fd: BorrowedFd<'_>) -> nix::Result<u64> {
     // SAFETY: FIONREAD writes one int, which `bytes` is.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
     Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
+/// A descriptor of one's own for what a descriptor of the process's parent refers to. Neither is passed
+/// on to other programs.
+///
+/// # Errors
+/// What fcntl(2) reports: `EBADF` where there is none.
+pub(crate) fn take_inherited(fd: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: both only look the number up in the table of descriptors.
+    let own = unsafe {
+        Errno::result(libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC))?;
+        Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0))?
+    };
+    // SAFETY: it was made right above, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(own) })
 }

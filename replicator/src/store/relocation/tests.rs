@@ -43,9 +43,10 @@ impl ReadAt for Device {
     }
 }
 
-fn expected() -> Expected {
+fn expected() -> Expected<'static> {
     Expected {
         cluster: ClusterId(1),
+        former: &[],
         resource: ResourceId(2),
         node: NodeId::new(0).unwrap(),
         boot_id: 7,

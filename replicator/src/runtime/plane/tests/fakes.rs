@@ -2,13 +2,16 @@
 //! peer, and nodes made of them.
 
 use super::super::*;
+use crate::core::Regions;
 use crate::core::api::{
     BlockHash, ClientError, ClientRequest, Command, CommandError, ConnId, LossReason, Notice,
     RequestId,
 };
 use crate::core::message::{ClientMark, Message, Seq, SessionId, WriteKind};
 use crate::core::status::{DiskState, ReplicationState, Role, Standing, Status};
-use crate::runtime::client::{ClientCommand, ClientConnection, ClientOp, ClientStep, ExportTarget};
+use crate::runtime::client::{
+    ClientCommand, ClientConnection, ClientOp, ClientStatus, ClientStep, DataPiece, ExportTarget,
+};
 use crate::runtime::disk::{DiskConfig, Engine, MetaPlace};
 use crate::runtime::tls::PeerCredentials;
 use crate::runtime::tls::tests::Authority;
@@ -132,6 +135,10 @@ impl ClientConnection for Line {
             b'w' => ClientCommand::Write,
             b'z' => ClientCommand::Zero { hole: true },
             b'f' => ClientCommand::Flush,
+            b's' => ClientCommand::Status {
+                allocation: true,
+                out_of_sync: true,
+            },
             _ => return (taken, ClientStep::Close),
         };
         let range = ByteRange {
@@ -153,15 +160,37 @@ impl ClientConnection for Line {
         (taken, step)
     }
 
-    fn reply(
-        &mut self,
-        op: &ClientOp,
-        outcome: Result<(), ClientError>,
-        out: &mut Vec<u8>,
-    ) -> bool {
+    fn tls(&self) -> Option<Arc<rustls::ServerConfig>> {
+        None
+    }
+
+    fn reply(&mut self, op: &ClientOp, outcome: Result<(), ClientError>, out: &mut Vec<u8>) {
         out.extend_from_slice(&op.cookie.to_le_bytes());
         out.push(u8::from(outcome.is_err()));
-        outcome.is_ok() && op.word == u64::from(b'r')
+    }
+
+    fn reply_data(
+        &mut self,
+        op: &ClientOp,
+        data: &[u8],
+        _from: usize,
+        out: &mut Vec<u8>,
+    ) -> DataPiece {
+        self.reply(op, Ok(()), out);
+        let (send, next) = (0..data.len(), None);
+        DataPiece { send, next }
+    }
+
+    /// The cookie, and for both a byte with the number of extents and five for each.
+    fn reply_status(&mut self, op: &ClientOp, status: &ClientStatus, out: &mut Vec<u8>) {
+        out.extend_from_slice(&op.cookie.to_le_bytes());
+        for extents in [&status.holes, &status.out_of_sync] {
+            out.push(u8::try_from(extents.len()).unwrap());
+            for extent in extents {
+                out.extend_from_slice(&u32::try_from(extent.len).unwrap().to_le_bytes());
+                out.push(u8::from(extent.is));
+            }
+        }
     }
 
     fn shut_down(&mut self) {}
@@ -500,7 +529,10 @@ impl Machine for Fake {
             Event::DialFailed { peer } => {
                 self.dial_at = Some(now.plus_ms(10));
                 // In no test does this happen to a member.
-                out.push(Action::Notice(Notice::Evicted { node: peer }));
+                out.push(Action::Notice(Notice::Evicted {
+                    node: peer,
+                    why: crate::core::api::EvictReason::Gone,
+                }));
             }
             Event::Disconnected { conn } => {
                 if let Some(node) = self.peer {
@@ -584,6 +616,16 @@ impl Machine for Fake {
         true
     }
 
+    fn unsettled(&self, _now: Time, _volume: VolumeId, range: ByteRange) -> Option<Regions> {
+        let ranges = Vec::new();
+        let end = range.end();
+        Some(Regions { ranges, end })
+    }
+
+    fn out_of_sync(&self, _volume: VolumeId, _range: ByteRange) -> Option<Regions> {
+        None
+    }
+
     fn standing(&self) -> Standing {
         Standing {
             failed: false,
@@ -634,10 +676,10 @@ impl Node {
         let handle = thread.handle();
         let clients = TcpListener::bind("127.0.0.1:0").unwrap();
         let client_address = clients.local_addr().unwrap();
-        handle.listen_clients(clients.into(), Box::new(LineProtocol));
+        handle.listen_clients(clients.into(), Box::new(LineProtocol), false);
         let dir = tempfile::tempdir().unwrap();
         let unix = UnixListener::bind(dir.path().join("nbd.sock")).unwrap();
-        handle.listen_clients(unix.into(), Box::new(LineProtocol));
+        handle.listen_clients(unix.into(), Box::new(LineProtocol), false);
         let peers = TcpListener::bind(peer_address).unwrap();
         let peer_address = peers.local_addr().unwrap();
         handle.listen_peers(peers.into(), CLUSTER);

@@ -5,9 +5,11 @@
 
 mod common;
 
+use common::apache::{self, Apache};
 use common::cluster::{Cluster, name};
 use common::disk::Disk;
 use common::mariadb::{self, Account, Server};
+use common::vm::Vm;
 use common::{SOON, wait_for};
 use std::time::Instant;
 
@@ -15,6 +17,7 @@ const MIB: u64 = 1 << 20;
 const CLIENTS: usize = 4;
 /// Enough to be sure that more are on their way.
 const BUSY_COMMITS: u64 = 300;
+const BUSY_VISITS: u64 = 500;
 
 fn rounds() -> usize {
     std::env::var("LOCKSTEP_TEST_ROUNDS").map_or(2, |rounds| {
@@ -183,4 +186,76 @@ fn a_database_on_ext4_sees_a_pause_and_no_error_when_the_primary_is_lost() {
 #[test]
 fn a_database_on_xfs_sees_a_pause_and_no_error_when_the_primary_is_lost() {
     database_stays("xfs");
+}
+
+#[test]
+fn visitors_of_a_web_server_see_a_pause_and_no_error_when_the_primary_is_lost() {
+    let mut cluster = Cluster::start(3, 64 * MIB);
+    let mut disk = Disk::attach(&cluster, 3, "r0");
+    disk.make_file_system("ext4");
+    disk.mount();
+    apache::make_site(disk.path());
+    let server = Apache::start(disk.path());
+    let visitors = server.visitors(4);
+    visitors.wait(BUSY_VISITS);
+    cluster.kill_node(1);
+    next_primary(&cluster, 3, "r0", 1);
+    visitors.wait(BUSY_VISITS);
+    cluster.start_node(1);
+    wait_in_sync(&cluster, "r0");
+    let visits = visitors.visits();
+    let longest = visitors.finish();
+    let logged = server.stop();
+    assert!(logged >= visits, "{visits} visits, {logged} in the log");
+    println!("Apache: {logged} visits, none went wrong, the longest took {longest:.2?}");
+    disk.detach();
+    cluster.stop_and_compare_replicas();
+}
+
+#[test]
+fn a_virtual_machine_boots_from_a_disk_whose_primary_is_lost_meanwhile() {
+    let mut cluster = Cluster::start(3, 128 * MIB);
+    let mut disk = Disk::attach(&cluster, 3, "r0");
+    disk.make_file_system("ext4");
+    disk.mount();
+    common::vm::make_root(disk.path());
+    disk.detach();
+    let uri = format!(
+        "nbd+unix:///r0?socket={}",
+        cluster.file(3, "nbd.sock").display()
+    );
+    let drive = format!("file={uri},format=raw,if=virtio,cache=none");
+    let begin = Instant::now();
+    let booting = std::thread::spawn(move || Vm::boot_from(&drive));
+    cluster.kill_node(1);
+    next_primary(&cluster, 3, "r0", 1);
+    let mut vm = booting.join().expect("it boots");
+    println!("QEMU: booted from the disk in {:.1?}", begin.elapsed());
+    // The root file system is the disk.
+    assert_eq!(
+        vm.run("grep ' / ' /proc/mounts | tail -n 1 | cut -d' ' -f1"),
+        "/dev/vda"
+    );
+    vm.run("yes lockstep | head -c 8000000 >/file && sync");
+    cluster.start_node(1);
+    wait_in_sync(&cluster, "r0");
+    cluster.must(3, &["move", "r0", "node2"]);
+    cluster.kill_node(2);
+    next_primary(&cluster, 3, "r0", 2);
+    vm.run("echo 3 >/proc/sys/vm/drop_caches; yes lockstep | head -c 8000000 | cmp - /file");
+    vm.run("lockstep --version && echo 1 >/done && sync && mount -o remount,ro /");
+    drop(vm);
+    cluster.start_node(2);
+    wait_in_sync(&cluster, "r0");
+    let mut disk = Disk::attach(&cluster, 1, "r0");
+    common::disk::tool(
+        "fsck.ext4",
+        ["-f".as_ref(), "-n".as_ref(), disk.device.as_os_str()],
+    );
+    disk.mount();
+    assert_eq!(
+        std::fs::read(disk.path().join("done")).expect("a file"),
+        b"1\n"
+    );
+    disk.detach();
 }

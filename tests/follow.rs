@@ -125,6 +125,11 @@ fn what_one_node_writes_is_read_at_every_other() {
     }
     let mut client = cluster.client(2);
     assert_eq!(client.size_bytes, SIZE);
+    // No longer than one piece, but across the end of one.
+    let piece = u32::try_from(32 * MIB).expect("small");
+    client
+        .write_zeroes(MIB, piece)
+        .expect("it is cut up all the same");
     let all = u32::try_from(SIZE).expect("small");
     client.write_zeroes(0, all).expect("a long range is cut up");
     let data = cluster.client(3).read(0, 4096).expect("reads succeed");

@@ -77,9 +77,19 @@ impl Disk {
         self.directory.path()
     }
 
-    /// Unmounts it: refused while something uses it.
+    /// Unmounts it, as soon as nothing uses it: a killed process' io_uring holds its files for a
+    /// moment after the process has ended.
     pub(crate) fn unmount(&mut self) {
-        tool("umount", [self.directory.path()]);
+        wait_for("the file system to be unmounted", SOON, || {
+            let mut command = Command::new("umount");
+            command.arg(self.directory.path());
+            let output = output_within(command, SOON);
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(text(&output))
+            }
+        });
         self.mounted = false;
     }
 

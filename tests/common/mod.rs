@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod apache;
 pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod disk;

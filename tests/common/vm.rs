@@ -2,7 +2,7 @@
 //! have: QEMU without hardware help, Debian's kernel, and an initramfs of busybox, the program under
 //! test and mke2fs. A shell in it takes commands from the test. 10.0.2.2 in it is loopback here.
 
-use super::command::{LOCKSTEP, output_within, text};
+use super::command::LOCKSTEP;
 use super::disk::tool;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// In the order in which they need each other; what is not there is built into the kernel.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 9] = [
     "failover",
     "net_failover",
     "virtio_ring",
@@ -25,6 +25,7 @@ const MODULES: [&str; 8] = [
     "virtio_pci_modern_dev",
     "virtio_pci",
     "virtio_net",
+    "virtio_blk",
 ];
 /// What a command's output ends with, before its exit code.
 const END: &str = "@@";
@@ -35,10 +36,16 @@ export PATH=/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mkdir -p /run /tmp /m
+# The initramfs hands over to the disk, where there is one.
+if [ "$1" != disk ]; then
+    for module in $(cat /modules/order); do insmod /modules/$module.ko; done
+    if [ -e /dev/vda ] && mount -t ext4 /dev/vda /m; then
+        umount /proc /sys /dev
+        exec switch_root /m /init disk
+    fi
+fi
 mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
-for module in $(cat /modules/order); do insmod /modules/$module.ko; done
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
@@ -78,20 +85,24 @@ fn install(root: &Path, program: &Path, to: &str) {
     }
 }
 
-fn make_initramfs(directory: &Path) -> PathBuf {
-    let root = directory.join("root");
-    for each in ["bin", "sbin", "proc", "sys", "dev", "modules"] {
+/// Puts the machine's file system into a directory: what the initramfs is made of, and what a
+/// machine can boot from.
+pub(crate) fn make_root(root: &Path) {
+    for each in [
+        "bin", "sbin", "proc", "sys", "dev", "modules", "run", "tmp", "m",
+    ] {
         fs::create_dir_all(root.join(each)).expect("a directory can be made");
     }
     // Without its debug information it is small enough for the machine's memory.
-    let stripped = directory.join("lockstep");
+    let stripped = root.join("stripped");
     tool(
         "strip",
         ["-o".as_ref(), stripped.as_os_str(), LOCKSTEP.as_ref()],
     );
-    install(&root, &stripped, "bin/lockstep");
-    install(&root, Path::new("/sbin/mke2fs"), "sbin/mke2fs");
-    install(&root, Path::new("/sbin/e2fsck"), "sbin/e2fsck");
+    install(root, &stripped, "bin/lockstep");
+    fs::remove_file(&stripped).expect("it is there");
+    install(root, Path::new("/sbin/mke2fs"), "sbin/mke2fs");
+    install(root, Path::new("/sbin/e2fsck"), "sbin/e2fsck");
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox is installed");
     let modules = kernel().join("modules");
     let present = |name: &&str| modules.join(format!("{name}.ko")).exists();
@@ -103,6 +114,11 @@ fn make_initramfs(directory: &Path) -> PathBuf {
     fs::write(root.join("modules/order"), order.join("\n")).expect("a file can be written");
     fs::write(root.join("init"), INIT).expect("a file can be written");
     tool("chmod", ["+x".as_ref(), root.join("init").as_os_str()]);
+}
+
+fn make_initramfs(directory: &Path) -> PathBuf {
+    let root = directory.join("root");
+    make_root(&root);
     let archive = directory.join("initramfs");
     let pack = r#"cd "$1" && find . | busybox cpio -o -H newc >"$2""#;
     let arguments = ["-c", pack, "sh"].map(std::ffi::OsString::from);
@@ -114,6 +130,15 @@ fn make_initramfs(directory: &Path) -> PathBuf {
 impl Vm {
     /// Boots a machine and waits for its shell.
     pub(crate) fn boot() -> Self {
+        Self::boot_with(&[])
+    }
+
+    /// Boots a machine from a disk on which [`make_root`] was; the disk as QEMU's `-drive` has it.
+    pub(crate) fn boot_from(drive: &str) -> Self {
+        Self::boot_with(&["-drive", drive])
+    }
+
+    fn boot_with(more: &[&str]) -> Self {
         let directory = TempDir::with_prefix("lockstep-test-vm-").expect("a directory");
         let initramfs = make_initramfs(directory.path());
         let mut process = Command::new("qemu-system-x86_64")
@@ -138,6 +163,7 @@ impl Vm {
             .arg(kernel().join("vmlinuz"))
             .arg("-initrd")
             .arg(initramfs)
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -240,12 +266,4 @@ impl Drop for Vm {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// Whether qemu works at all is said before anything else.
-pub(crate) fn qemu_version() -> String {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.arg("--version");
-    let output = output_within(command, COMMAND_LIMIT);
-    text(&output).lines().next().unwrap_or_default().to_owned()
 }

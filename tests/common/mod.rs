@@ -9,6 +9,7 @@ pub(crate) mod fio;
 pub(crate) mod lab;
 pub(crate) mod loops;
 pub(crate) mod nbd;
+pub(crate) mod pki;
 pub(crate) mod ports;
 pub(crate) mod stamps;
 pub(crate) mod status;

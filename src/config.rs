@@ -152,8 +152,7 @@ struct Raw {
     nbd_socket: Option<Spanned<PathBuf>>,
     #[serde(default)]
     nbd_insecure: bool,
-    #[serde(default)]
-    nbd_tls: nbd::RawNbdTls,
+    nbd_tls: Option<nbd::RawNbdTls>,
     #[serde(default)]
     tuning: Tuning,
 }
@@ -392,7 +391,10 @@ impl NodeFile {
         for (name, addresses) in &raw.reach {
             reach.insert(check.name("reach", name)?, check.reach(addresses)?);
         }
-        let nbd_tls = raw.nbd_tls.check(&check, &data_directory)?;
+        let nbd_tls = match raw.nbd_tls {
+            Some(tls) => tls.check(&check, &data_directory)?,
+            None => None,
+        };
         let anywhere = raw.nbd_insecure || nbd_tls.as_ref().is_some_and(|tls| tls.required);
         Ok(Self {
             name: check.name("node", &raw.node)?,

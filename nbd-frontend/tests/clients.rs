@@ -459,6 +459,41 @@ fn fio_verifies_what_it_wrote() {
 }
 
 #[test]
+fn maps_of_both_contexts_reach_the_user() {
+    let server = Server::start();
+    let uri = server.uri("r0");
+    qemu_io(&uri, &["write -P 1 128k 64k", "write -P 2 1M 1"]);
+    let map = |context: &str| {
+        let text = succeed("nbdinfo", &[&format!("--map={context}"), &uri]);
+        let numbers = |line: &str| -> Vec<u64> {
+            let words = line.split_whitespace().take(3);
+            words.map(|word| word.parse().unwrap()).collect()
+        };
+        text.lines().map(numbers).collect::<Vec<_>>()
+    };
+    let (kib, end) = (1024, DISK_BYTES);
+    assert_eq!(
+        map("base:allocation"),
+        [
+            [0, 128 * kib, 3],
+            [128 * kib, 64 * kib, 0],
+            [192 * kib, 832 * kib, 3],
+            [1024 * kib, 64 * kib, 0],
+            [1088 * kib, end - 1088 * kib, 3],
+        ]
+    );
+    let odd = map("x-test:odd");
+    assert_eq!(odd.len(), 1024);
+    assert_eq!(odd[..2], [[0, 64 * kib, 0], [64 * kib, 64 * kib, 1]]);
+    let text = succeed("nbdinfo", &["--list", &uri]);
+    assert!(
+        text.contains("base:allocation") && text.contains("x-test:odd"),
+        "{text}"
+    );
+    server.stop();
+}
+
+#[test]
 fn disconnect_comes_after_the_writes_before_it() {
     let server = Server::start();
     let mut client = server.open();

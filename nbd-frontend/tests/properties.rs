@@ -5,7 +5,7 @@ mod common;
 
 use common::message::{self, extended, meta_question, option, question, request};
 use common::session::Session;
-use nbd_frontend::{Limits, TlsMode};
+use nbd_frontend::{Limits, Step, TlsMode};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -213,12 +213,53 @@ proptest! {
             session.feed(&request(flags, command, 1, offset, length));
         }
         for step in &session.steps {
-            if let nbd_frontend::Step::Request(taken) | nbd_frontend::Step::Write(taken) = step {
+            if let Step::Request(taken) | Step::Write(taken) = step {
                 prop_assert!(taken.offset + taken.length <= common::R0_BYTES);
                 prop_assert!(taken.payload_bytes() <= nbd_frontend::MAX_PAYLOAD_BYTES);
                 prop_assert_eq!(taken.offset, offset);
                 prop_assert_eq!(taken.length, u64::from(length));
             }
+        }
+    }
+
+    #[test]
+    fn after_any_option_the_next_one_is_understood(
+        number in 0_u32..16,
+        replies in 0..3,
+        data in prop_oneof![
+            vec(any::<u8>(), 0..200),
+            (vec(any::<u8>(), 0..20), 0_u32..40, vec(any::<u8>(), 0..60)).prop_map(
+                |(name, count, rest)| {
+                    let length = u32::try_from(name.len()).unwrap();
+                    [&length.to_be_bytes()[..], &name, &count.to_be_bytes(), &rest].concat()
+                }
+            ),
+        ],
+    ) {
+        let mut session = Session::with_tls(Limits::default(), TlsMode::On);
+        session.feed(&message::CLIENT_FLAGS);
+        match replies {
+            0 => {}
+            1 => session.feed(&option(message::STRUCTURED_REPLY, b"")),
+            _ => session.feed(&option(message::EXTENDED_HEADERS, b"")),
+        }
+        session.steps.clear();
+        session.out.clear();
+        session.feed(&option(number, &data));
+        match session.steps[..] {
+            [Step::Answered | Step::Secure] => {
+                let out = session.take_out();
+                // A final reply: an error, or an acknowledgement at the end.
+                prop_assert!(out[12] == 0x80 || out.ends_with(&[0, 0, 0, 1, 0, 0, 0, 0]));
+                session.feed(&option(message::LIST, b""));
+                let ack = message::option_reply(message::LIST, message::ACK, b"");
+                prop_assert!(session.take_out().ends_with(&ack));
+            }
+            [Step::Opened] => prop_assert!([message::GO, message::EXPORT_NAME].contains(&number)),
+            [Step::Close(_)] => {
+                prop_assert!([message::ABORT, message::EXPORT_NAME].contains(&number));
+            }
+            ref steps => prop_assert!(false, "{steps:?}"),
         }
     }
 }

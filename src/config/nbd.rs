@@ -19,10 +19,10 @@ pub(crate) struct NbdTls {
     pub(crate) client_ca: Option<PathBuf>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawNbdTls {
-    mode: Option<Spanned<String>>,
+    mode: Spanned<String>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
@@ -35,9 +35,7 @@ impl RawNbdTls {
         check: &Checker<'_>,
         directory: &Path,
     ) -> Result<Option<NbdTls>, ConfigError> {
-        let Some(mode) = self.mode else {
-            return Ok(None);
-        };
+        let mode = self.mode;
         let required = match mode.get_ref().as_str() {
             "off" => return Ok(None),
             "on" => false,

@@ -210,6 +210,11 @@ fn tls_for_nbd_needs_its_files_and_opens_other_addresses_only_where_it_is_requir
         ),
         "{error}"
     );
+    let error = parse(&format!("{GOOD}\n[nbd_tls]\n{files}")).unwrap_err();
+    assert!(
+        error.to_string().contains("missing field `mode`"),
+        "{error}"
+    );
     let error = with("always", files).0.unwrap_err().to_string();
     assert!(
         error.ends_with("nbd_tls.mode = \"always\": not a mode: \"off\", \"on\" or \"require\""),

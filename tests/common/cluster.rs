@@ -191,6 +191,11 @@ impl Cluster {
         self.wait_all_in_sync();
     }
 
+    /// How many nodes there are.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The directory of node `k`.
     pub(crate) fn dir(&self, k: usize) -> &Path {
         &self.nodes[k - 1].dir
@@ -259,19 +264,25 @@ impl Cluster {
 
     /// Starts node `k` and waits until it answers.
     pub(crate) fn start_node(&mut self, k: usize) {
+        let command = self.daemon_command(k);
+        self.start_node_with(k, command, || ());
+    }
+
+    /// The same by another command that becomes the daemon, perhaps only after something was done.
+    pub(crate) fn start_node_with(&mut self, k: usize, mut command: Command, then: impl FnOnce()) {
         assert!(self.nodes[k - 1].process.is_none(), "node {k} runs already");
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.file(k, "log"))
             .expect("the node's log can be opened");
-        let child = self
-            .daemon_command(k)
+        let child = command
             .stdout(log.try_clone().expect("the log's descriptor can be copied"))
             .stderr(log)
             .spawn()
             .expect("the daemon starts");
         self.nodes[k - 1].process = Some(child);
+        then();
         wait_for(&format!("node {k} to answer"), SOON, || {
             let child = self.nodes[k - 1].process.as_mut().expect("just started");
             if let Some(status) = child.try_wait().expect("a child can be waited for") {

@@ -19,6 +19,14 @@ pub(crate) fn lockstep<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) 
     output_within(command, COMMAND_LIMIT)
 }
 
+/// A client from a package. Those that are scripts need the interpreter of the system.
+pub(crate) fn client(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let others = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("/usr/bin:/bin:/usr/sbin:/sbin:{others}"));
+    command
+}
+
 /// Runs a command to its end, which must come within `limit`.
 pub(crate) fn output_within(mut command: Command, limit: Duration) -> Output {
     command

@@ -12,6 +12,7 @@ pub(crate) mod lab;
 pub(crate) mod loops;
 pub(crate) mod mariadb;
 pub(crate) mod nbd;
+pub(crate) mod pki;
 pub(crate) mod ports;
 pub(crate) mod stamps;
 pub(crate) mod status;

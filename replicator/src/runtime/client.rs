@@ -184,6 +184,9 @@ pub(super) const HANDSHAKE_MS: u64 = 30_000;
 /// A client that closes has this long to take its last replies, in ms.
 pub(super) const LINGER_MS: u64 = 5_000;
 
+/// When the node stops, one that was told all has this long to go, in ms: the process waits for it.
+pub(super) const GOODBYE_MS: u64 = 500;
+
 /// A new connection waits at most this long for what older connections of its export had pending, in
 /// ms; longer only for those whose clients take their replies slowly.
 pub(super) const GATE_MS: u64 = 5_000;

@@ -2,8 +2,9 @@
 //! replying, and the order between connections of one export (RULES 12).
 
 use super::super::client::{
-    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, Gate, LARGE_BYTES,
-    LINGER_MS, MAX_UNSENT_BYTES, MIN_SHARE_BYTES, Pending as Behind, SETTLE_MS, STUCK_MS,
+    Client, ClientCommand, ClientOp, ClientStep, GATE_LOOK_MS, GATE_MS, GOODBYE_MS, Gate,
+    LARGE_BYTES, LINGER_MS, MAX_UNSENT_BYTES, MIN_SHARE_BYTES, Pending as Behind, SETTLE_MS,
+    STUCK_MS,
 };
 use super::super::pool::PoolBuf;
 use super::super::ring::{Op, sys};
@@ -515,6 +516,9 @@ impl Plane {
         }
         if is_quiet && client.closing && !client.leaving {
             client.leaving = true;
+            if self.shutdown.is_some() {
+                client.deadline = Some(self.now.plus_ms(GOODBYE_MS));
+            }
             match &mut client.tls {
                 Some(tls) => {
                     tls.close();

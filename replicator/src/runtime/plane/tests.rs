@@ -9,7 +9,7 @@ use self::fakes::{
 use super::*;
 use crate::core::api::{Command, CommandError, Notice};
 use crate::runtime::tls::tests::Authority;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use vocabulary::NodeSet;
 
 #[test]
@@ -401,4 +401,100 @@ fn a_steady_load_makes_no_new_buffers() {
         ask(|reply| node.handle.stats(reply)).pool.allocations,
         before
     );
+}
+
+/// Extents as a client of the test protocol is told them.
+fn extents(client: &mut LineClient) -> Vec<(u32, bool)> {
+    let mut count = [0];
+    client.stream.read_exact(&mut count).unwrap();
+    let mut extents = Vec::new();
+    for _ in 0..count[0] {
+        let mut extent = [0; 5];
+        client.stream.read_exact(&mut extent).unwrap();
+        let [a, b, c, d, is] = extent;
+        extents.push((u32::from_le_bytes([a, b, c, d]), is == 1));
+    }
+    extents
+}
+
+#[test]
+fn holes_of_the_store_are_told_as_far_as_they_are_whole() {
+    for store in Store::everywhere() {
+        let node = Node::single(&store);
+        let mut client = node.client();
+        assert_eq!(client.write(1 << 20, &[1; 65536]), Ok(()));
+        assert_eq!(client.write(3 << 20, &[1; 4096]), Ok(()));
+        assert_eq!(client.zero((1 << 20) + 16384, 16384), Ok(()));
+        let ask = LineClient::request(b's', 9, 4096, 8 << 20);
+        client.stream.write_all(&ask).unwrap();
+        let mut cookie = [0; 8];
+        client.stream.read_exact(&mut cookie).unwrap();
+        let told = [
+            ((1 << 20) - 4096, true),
+            (16384, false),
+            (16384, true),
+            (32768, false),
+            ((2 << 20) - 65536, true),
+            (4096, false),
+            ((5 << 20), true),
+        ];
+        assert_eq!(extents(&mut client), told);
+        assert_eq!(
+            extents(&mut client),
+            [(8 << 20, true)],
+            "nobody knows, so all may differ"
+        );
+    }
+}
+
+#[test]
+fn clients_that_take_no_replies_can_not_keep_the_memory_from_others() {
+    let store = Store::in_memory();
+    let node = Node::with(&store, |config| config.pool_bytes = 48 << 20);
+    let mut other = node.client();
+    let mut hogs: Vec<_> = (0..6).map(|_| node.client()).collect();
+    for hog in &mut hogs {
+        // In all three times as much as there is, and nobody takes the answers.
+        for cookie in 0..3 {
+            hog.send_read(cookie, 0, 8 << 20);
+        }
+    }
+    for n in 0..200 {
+        let at = n * 8192 % (1 << 20);
+        assert_eq!(other.write(at, &[7; 8192]), Ok(()));
+        assert_eq!(other.read(at, 8192), Ok(vec![7; 8192]));
+    }
+    let used = ask(|reply| node.handle.stats(reply)).pool.used_bytes;
+    assert!(used <= 64 << 20, "{used} bytes of buffers are in use");
+    // A large request comes through too, once those who keep everybody waiting are gone.
+    assert_eq!(other.write(0, &vec![9; 8 << 20]), Ok(()));
+    drop(hogs);
+    wait_until(|| ask(|reply| node.handle.stats(reply)).clients == 1);
+}
+
+#[test]
+fn a_client_that_has_left_its_last_words_unread_gets_all_its_replies() {
+    let store = Store::in_memory();
+    for _ in 0..20 {
+        let node = Node::single(&store);
+        let mut client = node.client();
+        for cookie in 0..50 {
+            client.send_read(cookie, 0, 65536);
+        }
+        // An end in the protocol's words, and then more: closing the socket now would take the
+        // replies with it.
+        client
+            .stream
+            .write_all(&LineClient::request(b'x', 0, 0, 0))
+            .unwrap();
+        let _ = client.stream.write_all(&[0; 50_000]);
+        for cookie in 0..50 {
+            let (answered, result) = client.answer(65536);
+            assert_eq!(
+                (answered, result.map(|bytes| bytes.len())),
+                (cookie, Ok(65536))
+            );
+        }
+        client.expect_end();
+    }
 }

@@ -1,0 +1,227 @@
+//! Other people's NBD clients on a mirrored disk: what they are told of holes and of replicas that lag
+//! behind, small and unaligned requests, and the order in which a node lets them go.
+
+mod common;
+
+use common::cluster::Cluster;
+use common::command::{client, output_within, text};
+use common::{SOON, wait_for};
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 64 * MIB;
+const CLIENT_LIMIT: Duration = Duration::from_secs(120);
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let mut command = client(program);
+    command.args(arguments);
+    let output = output_within(command, CLIENT_LIMIT);
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        text(&output)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A script of `nbdsh`, with `h` connected to the URI.
+fn nbdsh(uri: &str, script: &str) -> String {
+    run("nbdsh", &["-u", uri, "-c", script])
+}
+
+/// `(offset, length, status)` of each extent.
+fn map(uri: &str, context: &str) -> Vec<(u64, u64, u64)> {
+    let output = run("nbdinfo", &[&format!("--map={context}"), "--json", uri]);
+    let extents: serde_json::Value = serde_json::from_str(&output).expect("JSON");
+    let number = |extent: &serde_json::Value, key: &str| extent[key].as_u64().expect("a number");
+    let extents = extents.as_array().expect("a list");
+    extents
+        .iter()
+        .map(|extent| {
+            (
+                number(extent, "offset"),
+                number(extent, "length"),
+                number(extent, "type"),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn holes_are_told_and_copies_keep_them() {
+    let mut cluster = Cluster::start(3, SIZE);
+    let uri = cluster.uri(1);
+    assert_eq!(map(&uri, "base:allocation"), [(0, SIZE, 3)]);
+    let mut client = cluster.client(1);
+    client.write(MIB, &[7; 65536]).expect("a write");
+    client.write(40 * MIB, &[8; 4096]).expect("a write");
+    let written = [
+        (0, MIB, 3),
+        (MIB, 65536, 0),
+        (MIB + 65536, 39 * MIB - 65536, 3),
+        (40 * MIB, 4096, 0),
+        (40 * MIB + 4096, 24 * MIB - 4096, 3),
+    ];
+    assert_eq!(map(&uri, "base:allocation"), written);
+    let json = run("qemu-img", &["map", "--output=json", "-f", "raw", &uri]);
+    let seen: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(seen.as_array().map(Vec::len), Some(5), "{json}");
+    // A node that is not the primary can't know whether its store is still in sync.
+    assert_eq!(map(&cluster.uri(2), "base:allocation"), [(0, SIZE, 0)]);
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let copy = dir.path().join("copy").display().to_string();
+    for k in [1, 2] {
+        run("nbdcopy", &["--synchronous", &cluster.uri(k), &copy]);
+        run(
+            "qemu-img",
+            &["compare", "-f", "raw", "-F", "raw", &copy, &uri],
+        );
+    }
+    run(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "raw", &uri, &copy],
+    );
+    run(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", &copy, &uri],
+    );
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&copy).expect("a copy"));
+    assert!(
+        blocks * 512 <= MIB,
+        "{blocks} blocks of 512: the copy has lost its holes"
+    );
+
+    client.trim(MIB, 65536).expect("a discard");
+    assert_eq!(map(&uri, "base:allocation")[0], (0, 40 * MIB, 3));
+    run("nbdcopy", &["--destination-is-zero", &copy, &uri]);
+    run(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", &copy, &uri],
+    );
+    cluster.stop_and_compare_replicas();
+}
+
+#[test]
+fn what_a_lost_replica_lacks_is_told_until_it_is_back() {
+    let context = "lockstep:out-of-sync";
+    let mut cluster = Cluster::start(3, SIZE);
+    let uri = cluster.uri(1);
+    assert_eq!(map(&uri, context), [(0, SIZE, 0)]);
+    assert_eq!(
+        map(&cluster.uri(2), context),
+        [(0, SIZE, 1)],
+        "only the primary knows"
+    );
+    cluster.kill_node(3);
+    cluster.wait_evicted(1, 3);
+    let mut client = cluster.client(1);
+    client.write(20 * MIB + 8192, &[7; 4096]).expect("a write");
+    let told = map(&uri, context);
+    let lacking = (20 * MIB + 8192, 4096, 1);
+    assert!(told.contains(&lacking), "{lacking:?} is not among {told:?}");
+    let bytes: u64 = told.iter().map(|(_, length, lacks)| length * lacks).sum();
+    let status = cluster.r0(1).replica("node3").out_of_sync_bytes;
+    assert_eq!(bytes, status.max(4096), "{told:?}");
+    cluster.start_node(3);
+    cluster.wait_all_in_sync();
+    wait_for("nothing to be lacking", SOON, || match map(&uri, context) {
+        told if told == [(0, SIZE, 0)] => Ok(()),
+        told => Err(format!("{told:?}")),
+    });
+}
+
+#[test]
+fn neighbouring_bytes_that_are_written_at_once_are_all_kept_on_every_replica() {
+    let mut cluster = Cluster::start(3, SIZE);
+    // Each byte of three blocks in a request of its own, from two connections by turns, and through
+    // another node as well.
+    let script = format!(
+        "import nbd\n\
+         handles = [h]\n\
+         for uri in ['{}', '{}']:\n    \
+             other = nbd.NBD()\n    other.connect_uri(uri)\n    handles.append(other)\n\
+         first = 1 << 20\n\
+         count = 3 * 4096\n\
+         def byte(i): return bytes([(i * 7 + i // 256) % 256])\n\
+         waiting = []\n\
+         for i in range(count):\n    \
+             one = handles[i % 3]\n    \
+             waiting.append((one, one.aio_pwrite(byte(i), first + i)))\n    \
+             while one.aio_in_flight() > 100: one.poll(-1)\n\
+         for one, cookie in waiting:\n    \
+             while not one.aio_command_completed(cookie): one.poll(-1)\n\
+         for one in handles:\n    \
+             assert one.pread(count, first) == b''.join(byte(i) for i in range(count))\n\
+         assert h.pread(3, first + 4095) == byte(4095) + byte(4096) + byte(4097)\n\
+         assert h.pread(1, first - 1) == b'\\0' and h.pread(1, first + count) == b'\\0'\n\
+         h.zero(100, first + 5)\n\
+         assert h.pread(102, first + 4) == byte(4) + bytes(100) + byte(105)\n\
+         h.trim(511, first + 4097)\n\
+         assert h.pread(1, first + 4096) == byte(4096)\n\
+         h.flush()\n",
+        cluster.uri(1),
+        cluster.uri(2),
+    );
+    nbdsh(&cluster.uri(1), &script);
+    cluster.stop_and_compare_replicas();
+}
+
+#[test]
+fn the_largest_payload_and_the_smallest_block_sizes_are_served() {
+    let cluster = Cluster::start(2, 2 * SIZE);
+    let script = "\
+        assert h.get_block_size(nbd.SIZE_MAXIMUM) == 64 << 20\n\
+        data = bytes(range(256)) * (256 << 10)\n\
+        h.pwrite(data, 4096)\n\
+        assert h.pread(64 << 20, 4096) == data\n\
+        for at in range(0, 4096, 512):\n    h.pwrite(bytes([at // 512 + 1]) * 512, at)\n\
+        assert h.pread(512, 3584) == bytes([8]) * 512\n\
+        assert h.pread(4096, 512)[:3584] == b''.join(bytes([n]) * 512 for n in range(2, 9))\n";
+    nbdsh(&cluster.uri(1), script);
+    let list = run(
+        "nbd-client",
+        &["-l", "127.0.0.1", &cluster.port(1).to_string()],
+    );
+    assert!(list.lines().any(|line| line.trim() == "r0"), "{list}");
+}
+
+#[test]
+fn a_node_that_stops_lets_its_clients_go_in_order() {
+    let mut cluster = Cluster::start(2, SIZE);
+    let mut idle = TcpStream::connect(("127.0.0.1", cluster.port(1))).expect("a connection");
+    idle.set_read_timeout(Some(SOON)).expect("a time-out");
+    idle.read_exact(&mut [0; 18]).expect("a greeting");
+    let busy = "import nbd\nn = 0\n\
+         try:\n    while True:\n        h.pwrite(b'x' * 4096, (n % 1000) * 4096)\n        n += 1\n\
+         except nbd.Error as error:\n    \
+             print('ended', error.errno, flush=True)\n";
+    let mut command = client("nbdsh");
+    command.args(["-u", &cluster.uri(1), "-c", busy]);
+    let client = std::thread::spawn(move || output_within(command, CLIENT_LIMIT));
+    let mut reader = cluster.client(1);
+    wait_for("the client to write", SOON, || {
+        match reader
+            .read(999 * 4096, 1)
+            .map_err(|error| error.to_string())?[..]
+        {
+            [b'x'] => Ok(()),
+            ref other => Err(format!("{other:?}")),
+        }
+    });
+    cluster.stop_node(1);
+    let output = client.join().expect("the client ends");
+    let said = text(&output);
+    assert!(said.contains("ended"), "{said}");
+    let orderly = ["ESHUTDOWN", "ENOTCONN", "None"];
+    assert!(orderly.iter().any(|word| said.contains(word)), "{said}");
+    assert!(
+        !said.contains("ECONNRESET") && !said.contains("EIO"),
+        "{said}"
+    );
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).expect("an end, and no reset");
+    assert!(rest.is_empty());
+}

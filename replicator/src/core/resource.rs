@@ -648,9 +648,14 @@ impl<P: Payload> Resource<P> {
             step.emit(Action::Close { conn });
             return;
         }
-        if let Role::Secondary(secondary) = &mut self.role {
+        if matches!(self.role, Role::Secondary(_)) {
             let known = known.clone();
-            secondary.hello(step, &mut self.local, conn, session, &known);
+            if self.local.promised() <= epoch {
+                self.note_members(step, &known, true);
+            }
+            if let Role::Secondary(secondary) = &mut self.role {
+                secondary.hello(step, &mut self.local, conn, session, &known);
+            }
         } else {
             step.emit(Action::Close { conn });
         }
@@ -704,7 +709,11 @@ impl<P: Payload> Resource<P> {
         {
             secondary.end_session(step, &mut self.local);
         }
-        self.note_members(step, record);
+        let current = match &self.role {
+            Role::Secondary(secondary) => secondary.is_led_by(record),
+            Role::Primary(_) => true,
+        };
+        self.note_members(step, record, current);
         if let (Role::Primary(primary), Some(before)) = (&mut self.role, &before) {
             let cx = &mut Cx {
                 step,
@@ -717,8 +726,11 @@ impl<P: Payload> Resource<P> {
     }
 
     /// What the record says of who holds the same: bits are kept for a member's disk, and there are
-    /// none between members (RULES 7: entering a committed admit clears them).
-    fn note_members(&mut self, step: &mut Step<'_, P>, record: &Record) {
+    /// none between members (RULES 7: entering a committed admit clears them). A process that has
+    /// restarted may hear of old records first, which say nothing of bits that were set since; so only
+    /// a record counts that is `current`: this node's own as primary, or one that comes while it is
+    /// in session with the primary, who made it.
+    fn note_members(&mut self, step: &mut Step<'_, P>, record: &Record, current: bool) {
         let me = self.identity;
         let is_member = record
             .member(me.node)
@@ -733,7 +745,11 @@ impl<P: Payload> Resource<P> {
                 self.local.mark_all(step, node);
             }
         }
-        for member in record.in_sync.iter().filter(|m| m.node != me.node) {
+        for member in record
+            .in_sync
+            .iter()
+            .filter(|m| current && m.node != me.node)
+        {
             self.local.bind(step, member.node, member.disk, true);
         }
         self.local.set_history(step, record.history);
@@ -765,6 +781,7 @@ impl<P: Payload> Resource<P> {
         if let Role::Secondary(secondary) = &mut self.role {
             secondary.stop(step, &mut self.local);
         }
+        self.note_members(step, record, true);
         let cx = &mut Cx {
             step,
             local: &mut self.local,

@@ -7,7 +7,7 @@ use crate::payload::SECTOR;
 use crate::rng::Rng;
 use crate::store::Process;
 use std::collections::BTreeMap;
-use vocabulary::{ByteRange, EXTENT_BYTES, Epoch, HistoryId, VolumeId};
+use vocabulary::{ByteRange, EXTENT_BYTES, Epoch, HistoryId, Time, VolumeId};
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct Pending {
     pub ask: Ask,
     /// When it was sent.
     pub invoked: Tick,
+    /// The same by the clock.
+    pub at: Time,
     /// The write that it is, if it is one.
     pub write: Option<WriteId>,
     /// The epoch and the history that its node knew when it came there, and its turn among arrivals.

@@ -1,8 +1,11 @@
 //! Executions that show a fault which random seeds meet too rarely: each goes through on the sound
 //! core, and breaks a rule with the fault that it was written for.
 
+use crate::hunt::Fault;
 use crate::rules::replicas_are_equal;
 use crate::stage::{Stage, V, block, node};
+use crate::world::World;
+use controller::core::mutation::Mutation as Control;
 use replicator::core::api::Command;
 use replicator::core::mutation::Mutation;
 use vocabulary::EXTENT_BYTES;
@@ -11,13 +14,104 @@ use vocabulary::EXTENT_BYTES;
 const VARIATIONS: u32 = 12;
 
 /// An execution and the fault that it shows.
-pub const ALL: &[(Mutation, fn())] = &[
+pub const ALL: &[(Fault, fn())] = &[
     (
-        Mutation::CopiesOutsideWindow,
+        Fault::Engine(Mutation::CopiesOutsideWindow),
         copies_are_in_the_targets_window,
     ),
-    (Mutation::ForceWithoutBits, force_sets_all_bits),
+    (
+        Fault::Engine(Mutation::ForceWithoutBits),
+        force_sets_all_bits,
+    ),
+    (
+        Fault::Control(Control::BeaconsDespiteDeadPlane),
+        a_primary_whose_plane_stands_still_is_replaced,
+    ),
 ];
+
+/// Time in which another node takes over, with some slack: leases are of 150 ms.
+const TAKE_OVER_MS: u64 = 2_000;
+
+/// The data plane of the primary stands still for long while its controller goes on: another node takes
+/// over (RULES 4).
+///
+/// # Panics
+/// Where a rule is broken, or nobody takes over.
+pub fn a_primary_whose_plane_stands_still_is_replaced() {
+    let mut stage = Stage::whole(2, 1, false);
+    let old = primary(&stage);
+    stage.write(old, block(10));
+    let now = stage.world.now;
+    let stalled = stage.world.node_mut(node(old));
+    stalled.stalled_since = now;
+    stalled.stalled_until = now.plus_ms(10 * TAKE_OVER_MS);
+    let other = node(1 - old);
+    let done = stage
+        .world
+        .run_until(TAKE_OVER_MS, |w| w.serving() == Some(other));
+    stage.check();
+    assert!(done, "nobody took over");
+    stage.read(1 - old, block(10));
+    stage.wait("the old one is back", World::is_at_rest);
+}
+
+/// Two nodes without a witness, A and B. A had B switched off, goes on alone and acknowledges W. A dies, B
+/// boots: it may not shoot A and go on with what it has (section 3).
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn a_booting_node_fences_nobody() {
+    let (mut stage, a, b) = alone_after_a_fence();
+    stage.power_off(a);
+    stage.world.power_on(node(b));
+    stage.pass(3 * TAKE_OVER_MS);
+    assert_eq!(stage.world.serving(), None, "it may lack what A wrote");
+    taken_back(&mut stage, a);
+}
+
+/// The same, but B boots while A lives, they exchange a greeting, and then A dies.
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn a_greeting_brings_nobody_up_to_date() {
+    for ms in (80..300).step_by(10) {
+        let (mut stage, a, b) = alone_after_a_fence();
+        stage.world.power_on(node(b));
+        stage.pass(ms);
+        stage.power_off(a);
+        stage.pass(3 * TAKE_OVER_MS);
+        taken_back(&mut stage, a);
+    }
+}
+
+/// A cluster of A alone, which has had B switched off and acknowledged a write since.
+fn alone_after_a_fence() -> (Stage, u8, u8) {
+    let mut stage = Stage::whole(2, 0, true);
+    let a = primary(&stage);
+    let b = 1 - a;
+    stage.cut(a, b);
+    stage.wait("A goes on alone", |w| {
+        let control = w.control.as_ref();
+        !w.node(node(b)).is_on() && control.is_some_and(|c| c.document().voters.len() == 1)
+    });
+    stage.mend(a, b);
+    stage.wait("A serves", |w| w.serving() == Some(node(a)));
+    stage.write(a, block(10));
+    stage.flush(a);
+    (stage, a, b)
+}
+
+/// A boots, and B is a voter and in sync again.
+fn taken_back(stage: &mut Stage, a: u8) {
+    stage.world.power_on(node(a));
+    stage.rest();
+    let serving = primary(stage);
+    stage.read(serving, block(10));
+}
+
+fn primary(stage: &Stage) -> u8 {
+    stage.world.serving().map_or(0, |node| node.get())
+}
 
 /// {0, 1} in sync, 2 away. 0 writes W, which reaches nobody else, and is promoted anew; while it
 /// copies W to 2, 1 has not heard yet that W's range is in doubt; 0 dies, 1 is promoted. Only 2's own

@@ -13,6 +13,7 @@ pub mod explore;
 pub mod faults;
 pub mod fingerprint;
 pub mod hunt;
+pub mod liveness;
 pub mod net;
 pub mod node;
 pub mod operator;

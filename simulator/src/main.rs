@@ -268,6 +268,7 @@ fn run_many(arguments: &Arguments, mutation: Option<Fault>) -> bool {
                             totals.1.served += outcome.served;
                             totals.1.generations += outcome.generations;
                             totals.1.ms += outcome.ms;
+                            totals.1.unserved_ms = totals.1.unserved_ms.max(outcome.unserved_ms);
                         }
                         Err(what) => {
                             failed.store(true, Ordering::Relaxed);
@@ -282,12 +283,20 @@ fn run_many(arguments: &Arguments, mutation: Option<Fault>) -> bool {
     if let Ok(totals) = totals.into_inner() {
         let (seeds, sum) = totals;
         println!(
-            "{seeds} seeds in {seconds:.1} s, {:.0} seeds/s; {} occurrences, {} requests served, {} changes of the record, {} s of virtual time",
+            "{seeds} seeds in {seconds:.1} s, {:.0} seeds/s; {} occurrences, {} requests served, {} changes of the record, {} s of virtual time{}",
             per_second(seeds, seconds),
             sum.steps,
             sum.served,
             sum.generations,
-            sum.ms / 1000
+            sum.ms / 1000,
+            if arguments.whole {
+                format!(
+                    "; longest time without service once nothing was wrong: {} ms",
+                    sum.unserved_ms
+                )
+            } else {
+                String::new()
+            }
         );
     }
     !failed.load(Ordering::Relaxed)

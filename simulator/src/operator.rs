@@ -3,6 +3,7 @@
 //! stopped, sees to it that the cluster comes to rest.
 
 use crate::engine::IdentityLost;
+use crate::liveness::Liveness;
 use crate::node::Node;
 use crate::rng::Rng;
 use crate::rules::{Rule, replicas_are_equal};
@@ -40,6 +41,8 @@ pub struct Operator {
     pub forced: bool,
     /// Everything was found at rest.
     pub at_rest: bool,
+    /// How long clients are without service.
+    pub liveness: Liveness,
     /// Notices are kept for scripts.
     pub keep_notices: bool,
     /// Answers to commands, for scripts.
@@ -65,6 +68,7 @@ impl Operator {
             healing: false,
             forced: false,
             at_rest: false,
+            liveness: Liveness::default(),
             keep_notices: false,
             answers: BTreeMap::new(),
             disconnected: Vec::new(),
@@ -147,6 +151,7 @@ impl World {
         let us = self.operator.rng.between(40_000, 200_000);
         self.after_us(us, Occurrence::Operator);
         self.commands_in_time();
+        self.look_at_service();
         if self.operator.healing {
             self.restore_disks();
             if self.is_at_rest() {

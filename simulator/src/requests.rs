@@ -87,6 +87,7 @@ impl World {
             volume,
             ask,
             invoked,
+            at: self.now,
             write,
             arrived: None,
             forwarded: false,

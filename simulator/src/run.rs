@@ -26,6 +26,8 @@ pub struct Outcome {
     pub generations: u64,
     /// Virtual time in ms.
     pub ms: u64,
+    /// The longest time without service after the faults had stopped, in ms.
+    pub unserved_ms: u64,
 }
 
 /// Time-outs as short as the simulated network allows.
@@ -203,5 +205,6 @@ pub fn settle(world: &mut World) -> Result<Outcome, Violation> {
         served: world.clients.served,
         generations: world.record().generation.0,
         ms: world.now.0 / 1_000_000,
+        unserved_ms: world.operator.liveness.longest_ms,
     })
 }

@@ -2,6 +2,7 @@
 //! words of the scripted tests, each of which waits, with a bound, until what it asks for is there.
 
 use crate::client::Ask;
+use crate::control::Whole;
 use crate::disk::Loss;
 use crate::faults::Repair;
 use crate::payload::ZERO;
@@ -9,6 +10,7 @@ use crate::production::Production;
 use crate::rng::Rng;
 use crate::rules::{differences_are_known, replicas_are_equal};
 use crate::world::{Config, Occurrence, World};
+use controller::core::{consensus, failover};
 use replicator::core::api::{Command, CommandError, Notice, Settings};
 use std::rc::Rc;
 use vocabulary::{BLOCK_BYTES, ByteRange, EXTENT_BYTES, NodeId, NodeSet, VolumeId};
@@ -45,7 +47,21 @@ impl Stage {
     /// Nodes 0.. with a replica of this many bytes each, all running; node 0 serves.
     #[must_use]
     pub fn of(nodes: u8, bytes: u64, change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config {
+        let mut config = Self::config(nodes, bytes);
+        change(&mut config);
+        let mut stage = Self::made(config);
+        stage.wait("all run", |w| {
+            w.nodes
+                .iter()
+                .all(|n| n.core.as_ref().is_some_and(|c| c.generation().0 > 0))
+        });
+        stage.promote(0);
+        stage.rest();
+        stage
+    }
+
+    fn config(nodes: u8, bytes: u64) -> Config {
+        Config {
             follow: None,
             whole: None,
             nodes,
@@ -72,19 +88,39 @@ impl Stage {
                 no_primary_ms: Settings::default().no_primary_ms,
                 no_quorum_errors: false,
             },
-        };
-        change(&mut config);
+        }
+    }
+
+    fn made(config: Config) -> Self {
         let mut world = World::new(config, Rc::new(Production), Rng::new(1));
         world.load.left = 0;
         world.operator.promotes = false;
         world.operator.keep_notices = true;
-        let mut stage = Self { world };
-        stage.wait("all run", |w| {
-            w.nodes
-                .iter()
-                .all(|n| n.core.as_ref().is_some_and(|c| c.generation().0 > 0))
+        Self { world }
+    }
+
+    /// Whole nodes, with so many witnesses besides, and with fence agents or not; whoever wants to serves.
+    #[must_use]
+    pub fn whole(nodes: u8, witnesses: u8, agents: bool) -> Self {
+        let mut config = Self::config(nodes, EXTENT_BYTES);
+        let lease_ms = 150;
+        config.settings.lease_ms = lease_ms;
+        config.whole = Some(Whole {
+            witnesses,
+            agents,
+            consensus: consensus::Settings {
+                beat_ms: 30,
+                election_ms: 120,
+            },
+            failover: failover::Settings {
+                stagger_ms: 50,
+                fence_delay_ms: 3_000,
+                ..failover::Settings::with_lease(lease_ms)
+            },
+            turn_limit_ms: lease_ms / 2,
+            disk_limit_ms: lease_ms,
         });
-        stage.promote(0);
+        let mut stage = Self::made(config);
         stage.rest();
         stage
     }

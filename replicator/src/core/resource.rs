@@ -549,9 +549,14 @@ impl<P: Payload> Resource<P> {
             step.emit(Action::Close { conn });
             return;
         }
-        if let Role::Secondary(secondary) = &mut self.role {
+        if matches!(self.role, Role::Secondary(_)) {
             let known = known.clone();
-            secondary.hello(step, &mut self.local, conn, session, &known);
+            if self.local.promised() <= epoch {
+                self.note_members(step, &known, true);
+            }
+            if let Role::Secondary(secondary) = &mut self.role {
+                secondary.hello(step, &mut self.local, conn, session, &known);
+            }
         } else {
             step.emit(Action::Close { conn });
         }

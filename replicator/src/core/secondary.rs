@@ -118,6 +118,14 @@ impl<P: Payload> Secondary<P> {
         self.session.as_ref().map(|s| s.primary)
     }
 
+    /// Is it in session with the primary that this record names, or about to be?
+    pub(crate) fn is_led_by(&self, record: &Record) -> bool {
+        let session = self.session.as_ref().map(|s| (s.primary, s.epoch));
+        let opening = self.opening.as_ref().map(|o| (o.primary, o.epoch));
+        let leads = |(primary, epoch)| record.primary == Some(primary) && record.epoch == epoch;
+        session.is_some_and(leads) || opening.is_some_and(leads)
+    }
+
     pub(crate) fn copied_lately(&self, now: Time) -> bool {
         self.session
             .as_ref()

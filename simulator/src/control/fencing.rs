@@ -38,14 +38,16 @@ impl World {
                 off_us,
                 Occurrence::Word(anybody, Box::new(Word::SwitchedOff)),
             );
-            // Somebody switches it on again, at times before the agent has said that it was off.
-            let soonest = if self.rng.percent(10) {
-                off_us
-            } else {
-                says_us
-            };
-            let on_us = soonest + self.rng.between(1_000, 3_000_000);
-            self.after_us(on_us, Occurrence::Repair(Repair::Power(node)));
+            if self.faults.is_active() {
+                // Somebody switches it on again, at times before the agent has said that it was off.
+                let soonest = if self.rng.percent(10) {
+                    off_us
+                } else {
+                    says_us
+                };
+                let on_us = soonest + self.rng.between(1_000, 3_000_000);
+                self.after_us(on_us, Occurrence::Repair(Repair::Power(node)));
+            }
         }
         let process = self.node(id).process();
         let word = Word::Shot(node, says);

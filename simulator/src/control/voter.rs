@@ -235,7 +235,7 @@ impl World {
         match self.leader_known_to(id) {
             Some(leader) if leader == id => self.take(id, process, number, command),
             Some(leader) => self.post(id, leader, Word::Ask(process, number, command)),
-            None => self.again(id, number, AGAIN_MS),
+            None => return self.again(id, number, AGAIN_MS),
         }
         if declares {
             // Until it is decided: the answer may be lost.
@@ -275,6 +275,8 @@ impl World {
         };
         let origin = asked.origin.clone();
         match decision {
+            // A declaration is repeated anyhow.
+            Decision::NotLeader { .. } if matches!(origin, Origin::Declaration) => return,
             Decision::NotLeader { .. } => return self.again(id, number, AGAIN_MS),
             Decision::Committed | Decision::Undecided => {}
             Decision::Refused(refused) => {

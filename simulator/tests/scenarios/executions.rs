@@ -250,6 +250,21 @@ fn force_sets_all_bits() {
     simulator::executions::force_sets_all_bits();
 }
 
+#[test]
+fn a_primary_whose_plane_stands_still_is_replaced() {
+    simulator::executions::a_primary_whose_plane_stands_still_is_replaced();
+}
+
+#[test]
+fn a_booting_node_fences_nobody() {
+    simulator::executions::a_booting_node_fences_nobody();
+}
+
+#[test]
+fn a_greeting_brings_nobody_up_to_date() {
+    simulator::executions::a_greeting_brings_nobody_up_to_date();
+}
+
 /// A client that saw, after a power loss of all, that a write is gone must not meet it again after the
 /// next one, as it does not on one disk: it has decided by what it read (a journal was replayed or not).
 #[test]
@@ -280,4 +295,38 @@ fn what_was_read_in_a_new_history_stays_so_after_the_next_power_loss() {
         s.read(second, block(10));
         s.rest();
     }
+}
+
+/// A member that restarts may meet an old record first, from a node that has heard nothing newer. What that
+/// one says of who holds the same says nothing of the bits that were set since.
+#[test]
+fn an_old_record_after_a_restart_clears_no_bit() {
+    let mut s = Stage::new(3);
+    let old = s.world.record().clone();
+    s.evict(0, 1);
+    s.cut(1, 2);
+    s.write(0, block(10));
+    s.flush(0);
+    s.pass(1000);
+    s.kill(0);
+    s.kill(2);
+    s.world.store_cut[2] = true;
+    s.world.start_process(node(2));
+    s.wait("it runs", |w| w.node(node(2)).core.is_some());
+    s.world.feed(node(2), Event::Record(old));
+    s.pass(50);
+    s.world.store_cut[2] = false;
+    let newest = s.world.record().generation;
+    s.wait("it knows the newest record", |w| {
+        let core = w.node(node(2)).core.as_ref();
+        core.is_some_and(|core| core.generation() == newest)
+    });
+    s.audit();
+    s.promote(2);
+    s.mend(1, 2);
+    s.wait_in(1);
+    assert!(!s.is_blank(1, 10));
+    s.start(0);
+    s.mend(0, 1);
+    s.rest();
 }

@@ -2,7 +2,7 @@
 //! only; nothing else is taken), the last group are the executions of RULES section 5. Each asserts
 //! direction and amount: who was copied to, how many bytes were compared and sent.
 
-use replicator::core::api::{Command, CommandError, Notice};
+use replicator::core::api::{Command, CommandError, Event, Notice};
 use replicator::core::status::DiskState;
 use simulator::client::Ask;
 use simulator::disk::Loss;

@@ -83,6 +83,20 @@ impl Failover {
         out.push(Action::Fence { node });
     }
 
+    /// The node was switched off: what it was granted before is over. What it was granted since the shot was
+    /// ordered is not: the machine may have started again before a slow agent has answered.
+    pub(super) fn forget_leases(&mut self, node: NodeId) {
+        let lost = self.lost.filter(|lost| lost.node == node);
+        let Some((shot, _)) = lost.and_then(|lost| lost.asked) else {
+            // Not by this node's order: they run out by themselves.
+            return;
+        };
+        for subject in self.subjects.values_mut() {
+            let since = |grant: &Grant| grant.node != node || grant.at > shot;
+            subject.grants.retain(since);
+        }
+    }
+
     /// The agent has failed: nothing is known of the node.
     pub(super) fn fence_failed(&mut self, now: Time, node: NodeId) {
         if let Some(lost) = &mut self.lost

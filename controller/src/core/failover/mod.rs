@@ -321,11 +321,7 @@ impl Failover {
             Event::Turning(turning) => self.turning = turning,
             Event::Current => self.current = true,
             Event::FenceFailed(node) => self.fence_failed(now, node),
-            Event::Fenced(node) => {
-                for subject in self.subjects.values_mut() {
-                    subject.grants.retain(|grant| grant.node != node);
-                }
-            }
+            Event::Fenced(node) => self.forget_leases(node),
             Event::Tick => {}
         }
         self.look(now, out);

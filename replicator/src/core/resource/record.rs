@@ -56,7 +56,11 @@ impl<P: Payload> Resource<P> {
                 self.local.mark_all(step, node);
             }
         }
-        self.note_members(step, record);
+        let current = match &self.role {
+            Role::Secondary(secondary) => secondary.is_led_by(record),
+            Role::Primary(_) => true,
+        };
+        self.note_members(step, record, current);
         if let (Role::Primary(primary), Some(before)) = (&mut self.role, &before) {
             let cx = &mut Cx {
                 step,
@@ -69,8 +73,11 @@ impl<P: Payload> Resource<P> {
     }
 
     /// What the record says of who holds the same: bits are kept for a member's disk, and there are
-    /// none between members (RULES 7: entering a committed admit clears them).
-    pub(super) fn note_members(&mut self, step: &mut Step<'_, P>, record: &Record) {
+    /// none between members (RULES 7: entering a committed admit clears them). A process that has
+    /// restarted may hear of old records first, which say nothing of bits that were set since; so only
+    /// a record counts that is `current`: this node's own as primary, or one that comes while it is
+    /// in session with the primary, who made it.
+    pub(super) fn note_members(&mut self, step: &mut Step<'_, P>, record: &Record, current: bool) {
         let me = self.identity;
         let is_member = record
             .member(me.node)
@@ -85,7 +92,11 @@ impl<P: Payload> Resource<P> {
                 self.local.mark_all(step, node);
             }
         }
-        for member in record.in_sync.iter().filter(|m| m.node != me.node) {
+        for member in record
+            .in_sync
+            .iter()
+            .filter(|m| current && m.node != me.node)
+        {
             self.local.bind(step, member.node, member.disk, true);
         }
         self.local.set_history(step, record.history);
@@ -117,6 +128,7 @@ impl<P: Payload> Resource<P> {
         if let Role::Secondary(secondary) = &mut self.role {
             secondary.stop(step, &mut self.local);
         }
+        self.note_members(step, record, true);
         let cx = &mut Cx {
             step,
             local: &mut self.local,

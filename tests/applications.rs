@@ -136,7 +136,8 @@ fn a_database_on_xfs_has_every_commit_after_its_machine_was_lost() {
 
 /// A database on a disk with follow access, on a node that is not primary.
 fn database_stays(file_system: &str) {
-    let mut cluster = Cluster::start(3, 256 * MIB);
+    // XFS wants more than 300 MB.
+    let mut cluster = Cluster::start(3, 320 * MIB);
     let mut disk = Disk::attach(&cluster, 3, "r0");
     disk.make_file_system(file_system);
     disk.mount();

@@ -200,7 +200,7 @@ impl<P: Payload> Forwarder<P> {
     /// Keeps a request for a primary.
     pub(crate) fn keep(&mut self, id: RequestId, volume: VolumeId, request: ClientRequest<P>) {
         match request {
-            ClientRequest::Zero { range, hole, fua } if range.len > ZERO_PIECE_BYTES => {
+            ClientRequest::Zero { range, hole, fua } if !is_one_piece(range) => {
                 let pieces: Vec<ByteRange> = pieces(range).collect();
                 let whole = self.wholes.insert(Whole {
                     id,
@@ -560,6 +560,12 @@ impl<P: Payload> Forwarder<P> {
             self.fail(step, |_| true, ClientError::Io);
         }
     }
+}
+
+/// Whether a primary does a write of zeroes as one write, so that one number can stand for it: also a
+/// shorter one may lie across a piece's end.
+pub(crate) fn is_one_piece(range: ByteRange) -> bool {
+    pieces(range).nth(1).is_none()
 }
 
 /// Pieces end at multiples of their length, so that extents are touched once.

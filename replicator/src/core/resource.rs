@@ -8,7 +8,7 @@ use super::api::{
 use super::attach::AttachedVolume;
 use super::forward::Forwarder;
 use super::local::{Completion, Done, Local};
-use super::message::{ClientMark, Message, RefuseReason, ZERO_PIECE_BYTES};
+use super::message::{ClientMark, Message, RefuseReason};
 use super::mutation::{Mutation, mutated};
 use super::primary::{Asked, Cx, Forwarded, Origin, Primary, Stage, next_history};
 use super::secondary::Secondary;

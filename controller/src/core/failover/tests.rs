@@ -1,5 +1,6 @@
 //! Promises of fail-over, each on a little cluster in `world`; `walk` lets loose all faults at once.
 
+mod fencing;
 mod walk;
 mod world;
 

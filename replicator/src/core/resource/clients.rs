@@ -1,5 +1,6 @@
 //! Clients' requests: to this node's own primary, or kept for the one elsewhere.
 
+use super::super::forward::is_one_piece;
 use super::*;
 use crate::core::api::ClientError;
 
@@ -34,7 +35,7 @@ impl<P: Payload> Resource<P> {
             let one_write = match &request {
                 ClientRequest::Read { .. } | ClientRequest::Flush => false,
                 ClientRequest::Write { .. } => true,
-                ClientRequest::Zero { range, .. } => range.len <= ZERO_PIECE_BYTES,
+                ClientRequest::Zero { range, .. } => is_one_piece(*range),
             };
             let plain = matches!(request, ClientRequest::Read { .. } | ClientRequest::Flush);
             // In the order of arrival, where others are kept.

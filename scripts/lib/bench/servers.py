@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import certificates
 from system import BenchError, Server, free_ports, wait_for
 
 EXPORT = "bench"
@@ -108,16 +109,26 @@ def raw_file(_stack, directory: Path, _medium: Medium, size_bytes: int) -> Targe
     return Target(directory, str(_image(directory, "raw.img", size_bytes)), is_file=True)
 
 
-def nbdkit(stack, directory: Path, _medium: Medium, size_bytes: int) -> Target:
+def _encrypted(uri: str, pki: Path) -> str:
+    return f"nbds{uri.removeprefix('nbd')}&tls-certificates={pki}"
+
+
+def nbdkit(stack, directory: Path, _medium: Medium, size_bytes: int, tls: bool = False) -> Target:
     image, path = _image(directory, "nbdkit.img", size_bytes), directory / "nbdkit.sock"
+    pki = certificates.make(directory) if tls else None
     server = _start(
         stack,
-        ["nbdkit", "--foreground", "--unix", str(path), "--exportname", EXPORT, "file",
-         f"file={image}"],
+        ["nbdkit", "--foreground", "--unix", str(path), "--exportname", EXPORT,
+         *(["--tls=require", f"--tls-certificates={pki}"] if pki else []), "file", f"file={image}"],
         directory / "nbdkit.log",
     )
     server.wait_until(path.exists)
-    return Target(directory, _unix_uri(path), server_pids=[server.pid])
+    uri = _unix_uri(path)
+    return Target(directory, _encrypted(uri, pki) if pki else uri, server_pids=[server.pid])
+
+
+def nbdkit_tls(stack, directory: Path, medium: Medium, size_bytes: int) -> Target:
+    return nbdkit(stack, directory, medium, size_bytes, tls=True)
 
 
 def _qemu_nbd(stack, directory: Path, medium: Medium, size_bytes: int, name: str):
@@ -228,7 +239,7 @@ def qemu_mirror(stack, directory: Path, medium: Medium, size_bytes: int) -> Targ
     return Target(directory, _unix_uri(path), server_pids=[first.pid, second.pid])
 
 
-def lockstep(nodes: int, binary: Path, witnesses: int = 0) -> Setup:
+def lockstep(nodes: int, binary: Path, witnesses: int = 0, tls: bool = False) -> Setup:
     """A demo cluster whose --exec command hands out the URI and then waits to be released."""
 
     def setup(stack, directory: Path, _medium: Medium, size_bytes: int) -> Target:
@@ -241,12 +252,17 @@ def lockstep(nodes: int, binary: Path, witnesses: int = 0) -> Setup:
             f"read -r done < {shlex.quote(str(release))}"
         )
         port = free_ports(nodes)
-        server = _start(
-            stack,
-            [str(binary), "demo", "--nodes", str(nodes), "--witnesses", str(witnesses), "--size", str(size_bytes), "--dir",
-             str(demo_dir), "--port", str(port), "--exec", hold],
-            directory / f"lockstep-{nodes}.log",
-        )
+        demo = [str(binary), "demo", "--nodes", str(nodes), "--witnesses", str(witnesses),
+                "--size", str(size_bytes), "--dir", str(demo_dir), "--port", str(port), "--exec"]
+        pki = certificates.make(directory) if tls else None
+        if pki:
+            laid_out = subprocess.run([*demo, "true"], capture_output=True, text=True, check=False)
+            if laid_out.returncode != 0:
+                raise BenchError(f"lockstep demo: {laid_out.stderr[-300:].strip()}")
+            with (demo_dir / "node1" / "lockstep.toml").open("a") as config:
+                config.write(f'\n[nbd_tls]\nmode = "on"\ncertificate = "{pki}/server-cert.pem"\n'
+                             f'key = "{pki}/server-key.pem"\n')
+        server = _start(stack, [*demo, hold], directory / f"lockstep-{nodes}.log")
 
         def let_go() -> None:
             try:  # ends the --exec command, and with it the demo, in the regular way
@@ -263,6 +279,7 @@ def lockstep(nodes: int, binary: Path, witnesses: int = 0) -> Setup:
         pids = [server.pid, *(node_pid(demo_dir, k) for k in range(1, nodes + 1))]
         # A unix socket, as for all other servers.
         uri = f"nbd+unix:///r0?socket={demo_dir}/node1/nbd.sock"
+        uri = _encrypted(uri, pki) if pki else uri
         return Target(directory, uri, server_pids=pids, demo_dir=demo_dir)
 
     return setup
@@ -292,12 +309,13 @@ def build_lockstep() -> None:
 OTHERS = [
     Row("raw", "raw file, fio io_uring", raw_file),
     Row("nbdkit", "nbdkit file (1 copy)", nbdkit),
+    Row("nbdkit-tls", "nbdkit file, clients by TLS", nbdkit_tls),
     Row("qemu-nbd", "qemu-nbd (1 copy)", qemu_nbd),
     Row("quorum", "qemu quorum (2 copies)", qemu_quorum),
     Row("mirror", "qemu mirror (2 copies)", qemu_mirror),
 ]
 REPLICAS = (1, 2, 3)
-KEYS = [row.key for row in OTHERS] + [f"lockstep{n}" for n in REPLICAS]
+KEYS = [row.key for row in OTHERS] + [f"lockstep{n}" for n in REPLICAS] + ["lockstep2-tls"]
 
 
 def all_rows(binary: Path, against: Path | None) -> list[Row]:
@@ -311,4 +329,6 @@ def all_rows(binary: Path, against: Path | None) -> list[Row]:
         rows.append(build(n, binary, "lockstep", "Lockstep"))
         if against:
             rows.append(build(n, against, "against", "other build"))
+    rows.append(Row("lockstep2-tls", "Lockstep, 2 replicas, clients by TLS",
+                    lockstep(2, binary, tls=True)))
     return rows

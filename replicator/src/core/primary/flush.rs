@@ -268,6 +268,11 @@ impl<P: Payload> Primary<P> {
 
     /// The window has grown to its bound between two ticks.
     pub(super) fn check_window(&mut self, cx: &mut Cx<'_, '_, P>) {
+        if self.flushes.under_way.is_some() {
+            // It covers what is there. Were it given up for a newer one each time that this looks, none
+            // would ever be old enough to have been answered.
+            return;
+        }
         let window = cx.local.window();
         if window.live_len() >= self.settings.window_writes
             || window.live_bytes() >= self.settings.window_bytes

@@ -109,8 +109,9 @@ def raw_file(_stack, directory: Path, _medium: Medium, size_bytes: int) -> Targe
     return Target(directory, str(_image(directory, "raw.img", size_bytes)), is_file=True)
 
 
-def _encrypted(uri: str, pki: Path) -> str:
-    return f"nbds{uri.removeprefix('nbd')}&tls-certificates={pki}"
+def _encrypted(uri: str) -> str:
+    """fio lets libnbd read no files that a URI names, so the server's certificate goes unchecked."""
+    return f"nbds{uri.removeprefix('nbd')}&tls-verify-peer=false"
 
 
 def nbdkit(stack, directory: Path, _medium: Medium, size_bytes: int, tls: bool = False) -> Target:
@@ -124,7 +125,7 @@ def nbdkit(stack, directory: Path, _medium: Medium, size_bytes: int, tls: bool =
     )
     server.wait_until(path.exists)
     uri = _unix_uri(path)
-    return Target(directory, _encrypted(uri, pki) if pki else uri, server_pids=[server.pid])
+    return Target(directory, _encrypted(uri) if pki else uri, server_pids=[server.pid])
 
 
 def nbdkit_tls(stack, directory: Path, medium: Medium, size_bytes: int) -> Target:
@@ -254,14 +255,6 @@ def lockstep(nodes: int, binary: Path, witnesses: int = 0, tls: bool = False) ->
         port = free_ports(nodes)
         demo = [str(binary), "demo", "--nodes", str(nodes), "--witnesses", str(witnesses),
                 "--size", str(size_bytes), "--dir", str(demo_dir), "--port", str(port), "--exec"]
-        pki = certificates.make(directory) if tls else None
-        if pki:
-            laid_out = subprocess.run([*demo, "true"], capture_output=True, text=True, check=False)
-            if laid_out.returncode != 0:
-                raise BenchError(f"lockstep demo: {laid_out.stderr[-300:].strip()}")
-            with (demo_dir / "node1" / "lockstep.toml").open("a") as config:
-                config.write(f'\n[nbd_tls]\nmode = "on"\ncertificate = "{pki}/server-cert.pem"\n'
-                             f'key = "{pki}/server-key.pem"\n')
         server = _start(stack, [*demo, hold], directory / f"lockstep-{nodes}.log")
 
         def let_go() -> None:
@@ -276,13 +269,33 @@ def lockstep(nodes: int, binary: Path, witnesses: int = 0, tls: bool = False) ->
 
         stack.callback(let_go)
         server.wait_until(ready.exists, DEMO_START_S)
+        if tls:
+            _restart_with_tls(stack, binary, demo_dir / "node1", certificates.make(directory))
         pids = [server.pid, *(node_pid(demo_dir, k) for k in range(1, nodes + 1))]
         # A unix socket, as for all other servers.
         uri = f"nbd+unix:///r0?socket={demo_dir}/node1/nbd.sock"
-        uri = _encrypted(uri, pki) if pki else uri
+        uri = _encrypted(uri) if tls else uri
         return Target(directory, uri, server_pids=pids, demo_dir=demo_dir)
 
     return setup
+
+
+def _restart_with_tls(stack, binary: Path, node: Path, pki: Path) -> None:
+    """Its clients may use TLS from then on, and it is primary again."""
+    config, pid = node / "lockstep.toml", int((node / "pid").read_text())
+    with config.open("a") as text:
+        text.write(f'\n[nbd_tls]\nmode = "on"\ncertificate = "{pki}/server-cert.pem"\n'
+                   f'key = "{pki}/server-key.pem"\n')
+    os.kill(pid, signal.SIGTERM)
+    wait_for("the first node to stop", lambda: not Path(f"/proc/{pid}/fd/0").exists(), DEMO_START_S)
+    daemon = _start(stack, [str(binary), "daemon", "--config", str(config)], node / "tls.log")
+    daemon.wait_until(_listens(node / "api.sock"), DEMO_START_S)
+    move = [str(binary), "--socket", str(node / "api.sock"), "move", "r0", "node1"]
+
+    def moved() -> bool:
+        return subprocess.run(move, capture_output=True, check=False).returncode == 0
+
+    wait_for("the first node to be primary", moved, DEMO_START_S)
 
 
 def node_pid(demo_dir: Path, node: int) -> int:

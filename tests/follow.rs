@@ -16,15 +16,7 @@ const SIZE: u64 = 64 * MIB;
 const BUSY_WRITES: u64 = 500;
 
 fn wait_busy(writers: &Writers) {
-    let goal = writers.acknowledged_writes() + BUSY_WRITES;
-    wait_for("the writers to get on", SOON, || {
-        let now = writers.acknowledged_writes();
-        if now >= goal {
-            Ok(())
-        } else {
-            Err(format!("{now} of {goal} writes"))
-        }
-    });
+    writers.get_on(BUSY_WRITES);
 }
 
 /// The primary as node `asked` sees it, once one other than `old` serves.

@@ -23,15 +23,7 @@ fn writers(cluster: &Cluster, k: usize) -> Writers {
 }
 
 fn get_on(writers: &Writers) {
-    let goal = writers.acknowledged_writes() + 300;
-    wait_for("the writers to get on", SOON, || {
-        let now = writers.acknowledged_writes();
-        if now >= goal {
-            Ok(())
-        } else {
-            Err(format!("{now} of {goal} writes"))
-        }
-    });
+    writers.get_on(300);
 }
 
 /// Everything is good again, no client saw an error, and every write is there.

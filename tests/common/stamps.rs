@@ -121,6 +121,19 @@ impl Writers {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
+    /// Waits until so many more writes are acknowledged: then others are on their way, too.
+    pub(crate) fn get_on(&self, more: u64) {
+        let goal = self.acknowledged_writes() + more;
+        super::wait_for("the writers to get on", super::SOON, || {
+            let now = self.acknowledged_writes();
+            if now >= goal {
+                Ok(())
+            } else {
+                Err(format!("{now} of {goal} writes"))
+            }
+        });
+    }
+
     /// Ends the writers, unless errors have ended them, and tells what they know.
     pub(crate) fn finish(self) -> Vec<History> {
         self.stop.store(true, Ordering::Relaxed);

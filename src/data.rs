@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::engine::Tell;
 use crate::nbd::{self, ExportTable};
-use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
+use crate::plane::{AttachRequest, Attached, Leader, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
@@ -43,6 +43,8 @@ use vocabulary::{
 
 /// A primary that is being closed gets this long to demote.
 const DEMOTE_LIMIT: Duration = Duration::from_secs(5);
+/// Less where the store has had no leader for so long, several elections: nobody can record that.
+const NO_MAJORITY_LIMIT: Duration = Duration::from_secs(1);
 /// Then this long to flush and mark its stores closed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(4);
 /// Names of nodes are looked up anew this often.
@@ -234,6 +236,20 @@ fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyho
     nbd::listen::start(&config.file, handle, exports)
 }
 
+/// Ends when nothing can be recorded for want of a majority.
+async fn no_majority(mut leader: Leader) {
+    loop {
+        // Errors: the controller has ended.
+        if leader.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
+        let found = timeout(NO_MAJORITY_LIMIT, leader.wait_for(Option::is_some));
+        if !matches!(found.await, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
 impl Plane for DataPlane {
     fn attach(&self, request: AttachRequest) -> oneshot::Receiver<Result<Attached, String>> {
         let (answer, receiver) = oneshot::channel();
@@ -265,7 +281,7 @@ impl Plane for DataPlane {
         receiver
     }
 
-    fn detach(&self, resource: ResourceId) -> oneshot::Receiver<()> {
+    fn detach(&self, resource: ResourceId, leader: Leader) -> oneshot::Receiver<()> {
         let (answer, receiver) = oneshot::channel();
         let (handle, tell) = (self.handle.clone(), self.tell.clone());
         self.exports.remove(resource);
@@ -276,7 +292,11 @@ impl Plane for DataPlane {
             if primary {
                 // So that the others need not wait for this node's time-outs.
                 let demoted = command(&handle, resource, Command::Demote);
-                if !matches!(timeout(DEMOTE_LIMIT, demoted).await, Ok(Ok(Ok(())))) {
+                let demoted = tokio::select! {
+                    demoted = timeout(DEMOTE_LIMIT, demoted) => matches!(demoted, Ok(Ok(Ok(())))),
+                    () = no_majority(leader) => false,
+                };
+                if !demoted {
                     tracing::warn!("a resource is closed without having been demoted");
                 }
             }

@@ -6,8 +6,13 @@ use controller::core::{Node, Policy};
 use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::Status;
 use std::path::PathBuf;
-use tokio::sync::oneshot;
-use vocabulary::{Change, ClusterId, DiskId, Generation, Member, Record, Refusal, ResourceId};
+use tokio::sync::{oneshot, watch};
+use vocabulary::{
+    Change, ClusterId, DiskId, Generation, Member, NodeId, Record, Refusal, ResourceId,
+};
+
+/// Who leads the configuration store, as it changes; `None` while a majority is missing.
+pub(crate) type Leader = watch::Receiver<Option<NodeId>>;
 
 /// Where a volume's store and its metadata lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +73,8 @@ pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
     fn attach(&self, request: AttachRequest) -> oneshot::Receiver<Result<Attached, String>>;
 
     /// Closes a replica in order: no more service, sessions closed, stores marked closed.
-    fn detach(&self, resource: ResourceId) -> oneshot::Receiver<()>;
+    /// A primary demotes before, unless `leader` shows that nobody can record it.
+    fn detach(&self, resource: ResourceId, leader: Leader) -> oneshot::Receiver<()>;
 
     /// How an attached resource is used, and how long a lease is, from now on.
     fn policy(&self, resource: ResourceId, policy: Policy, lease_ms: u32);

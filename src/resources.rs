@@ -150,7 +150,7 @@ impl Resources {
                 let text = format!("{what}; its data stay where they are");
                 self.events.push(Some(&replica.name), "deleted", text);
                 // It closes in its own time; a resource of the same name is another one.
-                drop(self.plane.detach(id));
+                drop(self.plane.detach(id, self.store.leaders()));
             }
         }
         for resource in &document.resources {
@@ -216,7 +216,7 @@ impl Resources {
                 return;
             }
             // It closes in its own time; its stores stay locked until then.
-            drop(self.plane.detach(resource.id));
+            drop(self.plane.detach(resource.id, self.store.leaders()));
         }
         self.events.push(
             Some(&replica.name),
@@ -295,7 +295,7 @@ impl Resources {
                 let replica = replicas.get_mut(&id).filter(|_| !self.is_closing());
                 let Some(replica) = replica else {
                     // Deleted meanwhile, or too late.
-                    drop(self.plane.detach(id));
+                    drop(self.plane.detach(id, self.store.leaders()));
                     return;
                 };
                 replica.phase = match result {
@@ -435,7 +435,10 @@ impl Resources {
         let closing: Vec<_> = {
             self.closing.store(true, Ordering::Relaxed);
             let replicas = self.replicas();
-            replicas.keys().map(|&id| self.plane.detach(id)).collect()
+            replicas
+                .keys()
+                .map(|&id| self.plane.detach(id, self.store.leaders()))
+                .collect()
         };
         let all = async {
             for closed in closing {

@@ -5,7 +5,7 @@ use super::*;
 use crate::config::NodeFile;
 use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
-use crate::plane::{AttachRequest, Attached, PlaneEvent};
+use crate::plane::{AttachRequest, Attached, Leader, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
 use controller::core::failover;
 use controller::core::{Access, Policy};
@@ -94,7 +94,7 @@ impl Plane for FakePlane {
         receiver
     }
 
-    fn detach(&self, _: ResourceId) -> oneshot::Receiver<()> {
+    fn detach(&self, _: ResourceId, _: Leader) -> oneshot::Receiver<()> {
         oneshot::channel().1
     }
 

@@ -185,7 +185,11 @@ impl Cluster {
     /// Starts every node, makes node 1 primary and waits until all replicas are in sync.
     pub(crate) fn start_all(&mut self) {
         for k in 1..=self.nodes.len() {
-            self.start_node(k);
+            let command = self.daemon_command(k);
+            self.spawn_node(k, command);
+        }
+        for k in 1..=self.nodes.len() {
+            self.wait_answering(k);
         }
         self.promote(1);
         self.wait_all_in_sync();
@@ -269,7 +273,13 @@ impl Cluster {
     }
 
     /// The same by another command that becomes the daemon, perhaps only after something was done.
-    pub(crate) fn start_node_with(&mut self, k: usize, mut command: Command, then: impl FnOnce()) {
+    pub(crate) fn start_node_with(&mut self, k: usize, command: Command, then: impl FnOnce()) {
+        self.spawn_node(k, command);
+        then();
+        self.wait_answering(k);
+    }
+
+    fn spawn_node(&mut self, k: usize, mut command: Command) {
         assert!(self.nodes[k - 1].process.is_none(), "node {k} runs already");
         let log = OpenOptions::new()
             .create(true)
@@ -282,7 +292,9 @@ impl Cluster {
             .spawn()
             .expect("the daemon starts");
         self.nodes[k - 1].process = Some(child);
-        then();
+    }
+
+    fn wait_answering(&mut self, k: usize) {
         wait_for(&format!("node {k} to answer"), SOON, || {
             let child = self.nodes[k - 1].process.as_mut().expect("just started");
             if let Some(status) = child.try_wait().expect("a child can be waited for") {

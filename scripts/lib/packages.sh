@@ -2,9 +2,20 @@
 
 # need_packages COMMAND:PACKAGE... installs the package of every command that is not there.
 need_packages() {
-    local pair missing=()
+    need_those_without "command -v" "$@"
+}
+
+# need_library NAME:PACKAGE... the same for libraries, by the names that pkg-config has for them.
+need_library() {
+    need_those_without "pkg-config --exists" "$@"
+}
+
+# need_those_without CHECK THING:PACKAGE...
+need_those_without() {
+    local check=$1 pair missing=()
+    shift
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
+        $check "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
     done
     [ ${#missing[@]} -eq 0 ] && return 0
     if [ "$(id -u)" -ne 0 ]; then

@@ -11,6 +11,7 @@ use crate::lock::DirectoryLock;
 use crate::membership;
 use crate::node::Node;
 use crate::resources::Resources;
+use crate::service_manager;
 use crate::successor;
 use anyhow::Context;
 use controller::core::consensus::{self, VoterId};
@@ -106,6 +107,7 @@ async fn serve(config: Arc<Config>) -> Outcome {
         let _ = stopped.wait_for(|stop| *stop).await;
     }));
     events.push(None, "started", format!("{name} is up"));
+    service_manager::ready();
     first(&mut ends).await;
     events.push(None, "stopping", format!("{name} stops"));
     // Replicas first: a primary demotes through the configuration store.

@@ -25,6 +25,7 @@ mod plane;
 mod recovery;
 mod resources;
 mod secure;
+mod service_manager;
 mod size;
 mod spec;
 mod status;

@@ -13,9 +13,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -71,22 +68,6 @@ pub(super) fn leave_terminal(place: &Place, volume: &VolumeName) -> anyhow::Resu
     nix::unistd::dup2_stderr(&log)?;
     // It would keep the file system from being unmounted.
     Ok(std::env::set_current_dir("/")?)
-}
-
-/// Tells a service manager that waits for it (sd_notify's protocol) that the device is there.
-pub(super) fn notify_ready() {
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let address = match name.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&name),
-    };
-    let sent =
-        address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
-    if let Err(error) = sent {
-        eprintln!("lockstep: can't tell the service manager: {error}");
-    }
 }
 
 /// Whether to connect again.

@@ -20,6 +20,7 @@ use crate::cli::AttachArgs;
 use crate::client::Client;
 use crate::commands::Outcome;
 use crate::operation::{ExportPlace, Operation};
+use crate::service_manager;
 use anyhow::{Context, bail};
 use controller::core::Access;
 use std::path::{Path, PathBuf};
@@ -119,7 +120,7 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs, json: bool) -> Out
         let mut disk = fuse::attach(volume, &server, &place, &options)?;
         tell(&disk.device, volume, json)?;
         if args.foreground {
-            keeper::notify_ready();
+            service_manager::ready();
             disk.nbdfuse.wait()?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -138,7 +139,7 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs, json: bool) -> Out
     if args.background {
         keeper::leave_terminal(&place, volume)?;
     }
-    keeper::notify_ready();
+    service_manager::ready();
     keeper::keep(device, &server, &again).await
 }
 

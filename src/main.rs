@@ -30,6 +30,7 @@ mod spec;
 mod status;
 mod successor;
 mod taken;
+mod users;
 mod view;
 mod who;
 

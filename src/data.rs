@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::engine::Tell;
 use crate::nbd::{self, ExportTable};
-use crate::plane::{AttachRequest, Attached, Leader, Plane, PlaneEvent, StorePlace};
+use crate::plane::{AttachRequest, Attached, Leader, NotHandedOver, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
@@ -13,6 +13,7 @@ use replicator::core::api::{Access, Action, Command, CommandError, Event, Settin
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
 use replicator::core::{Regions, Resource};
+use replicator::runtime::client::OpenClient;
 use replicator::runtime::disk::places::Places;
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
 use replicator::runtime::peer::PeerAddress;
@@ -291,7 +292,7 @@ impl Plane for DataPlane {
                 .is_ok_and(|status| status.role != Role::Secondary);
             if primary {
                 // So that the others need not wait for this node's time-outs.
-                let demoted = command(&handle, resource, Command::Demote);
+                let demoted = command(&handle, resource, Command::Demote { to: None });
                 let demoted = tokio::select! {
                     demoted = timeout(DEMOTE_LIMIT, demoted) => matches!(demoted, Ok(Ok(Ok(())))),
                     () = no_majority(leader) => false,
@@ -355,6 +356,33 @@ impl Plane for DataPlane {
         what: Command,
     ) -> oneshot::Receiver<Result<(), CommandError>> {
         command(&self.handle, resource, what)
+    }
+
+    fn hand_over(
+        &self,
+        resource: ResourceId,
+        to: NodeId,
+    ) -> oneshot::Receiver<Result<(), NotHandedOver>> {
+        let (reply, receiver) = oneshot::channel();
+        let answer = move |result| {
+            let result = match result {
+                Ok(()) => Ok(()),
+                Err(PlaneError::InUse(clients)) => Err(NotHandedOver::InUse(clients)),
+                Err(PlaneError::Command(error)) => Err(NotHandedOver::Command(error)),
+                // As in `command`.
+                Err(_) => return,
+            };
+            // The asker may have given up.
+            let _ = reply.send(result);
+        };
+        self.handle.hand_over(resource, to, Box::new(answer));
+        receiver
+    }
+
+    fn clients(&self) -> oneshot::Receiver<Vec<OpenClient>> {
+        let (reply, receiver) = oneshot::channel();
+        self.handle.clients(Box::new(|all| drop(reply.send(all))));
+        receiver
     }
 
     fn status(&self, resource: ResourceId) -> oneshot::Receiver<Status> {

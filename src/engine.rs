@@ -136,7 +136,7 @@ impl Engine for PlaneEngine {
                     }
                 };
                 self.handle
-                    .command(resource, Command::Demote, Box::new(ended));
+                    .command(resource, Command::Demote { to: None }, Box::new(ended));
             }
             Action::Granted {
                 resource,

@@ -31,6 +31,7 @@ mod spec;
 mod status;
 mod successor;
 mod taken;
+mod users;
 mod view;
 mod who;
 

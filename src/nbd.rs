@@ -93,7 +93,7 @@ impl ExportTable {
         if !entry.serves {
             return Err(ExportError::Refused {
                 export: own_name,
-                reason: "this node is not its primary; connect to the primary, which `lockstep status` names".to_owned(),
+                reason: "this node is not its primary; connect to the primary, which `lockstep status` names, or make this node primary (`lockstep attach` does so when nobody uses it there)".to_owned(),
             });
         }
         let size_bytes = *entry.sizes.get(volume.index()).ok_or_else(unknown)?;

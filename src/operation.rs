@@ -85,6 +85,10 @@ pub(crate) enum Operation {
         /// None: the best of the others.
         node: Option<String>,
     },
+    /// The node that is asked becomes primary, unless somebody uses the resource where it is now.
+    TakeOver { resource: String },
+    /// The primary, which is asked, makes way for another node unless somebody uses the resource there.
+    HandOver { resource: String, to: String },
     /// What an operator says of a node.
     SetNode { node: String, state: NodeWord },
     /// How a node is switched off; none: not at all.

@@ -5,6 +5,7 @@ use controller::core::failover::Action;
 use controller::core::{Node, Policy};
 use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::Status;
+use replicator::runtime::client::OpenClient;
 use std::path::PathBuf;
 use tokio::sync::{oneshot, watch};
 use vocabulary::{
@@ -67,6 +68,15 @@ pub(crate) enum PlaneEvent {
     },
 }
 
+/// Why a resource was not handed over.
+#[derive(Debug)]
+pub(crate) enum NotHandedOver {
+    /// These have it open.
+    InUse(Vec<OpenClient>),
+    /// The engine's reason.
+    Command(CommandError),
+}
+
 /// The data plane.
 pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
     /// Opens (or creates) the replica's stores and begins to take part. The error is for people.
@@ -94,6 +104,17 @@ pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
         resource: ResourceId,
         command: Command,
     ) -> oneshot::Receiver<Result<(), CommandError>>;
+
+    /// Demotes in favour of another node unless clients have the resource open here; a receiver that
+    /// fails means that the replica is not attached.
+    fn hand_over(
+        &self,
+        resource: ResourceId,
+        to: NodeId,
+    ) -> oneshot::Receiver<Result<(), NotHandedOver>>;
+
+    /// Clients of all resources; a receiver that fails means that the data plane has stopped.
+    fn clients(&self) -> oneshot::Receiver<Vec<OpenClient>>;
 
     /// The replica's state; a receiver that fails means that it is not attached.
     fn status(&self, resource: ResourceId) -> oneshot::Receiver<Status>;

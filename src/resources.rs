@@ -4,7 +4,8 @@
 use crate::config::Config;
 use crate::events::{Events, describe, describe_role};
 use crate::plane::{AttachRequest, Attached, Plane, PlaneEvent, StorePlace};
-use crate::view::{LocalResource, LocalView, reason};
+use crate::users::Names;
+use crate::view::{LocalClient, LocalResource, LocalView, reason};
 use controller::core::{
     Backing, Command, Document, MetadataKind, Policy, Refused, Report, Resource,
 };
@@ -404,6 +405,9 @@ impl Resources {
             .collect();
         let mut view = LocalView::default();
         let document = self.store.document();
+        let clients = timeout(STATUS_LIMIT, self.plane.clients()).await;
+        let clients = clients.ok().and_then(Result::ok).unwrap_or_default();
+        let names = Names::of(&clients);
         for (id, name, apart) in replicas {
             let mut local = match apart {
                 Some(apart) => apart,
@@ -416,6 +420,13 @@ impl Resources {
             if let (Some(document), Some(waiting)) = (&document, self.failover.waiting(id).await) {
                 local.reason = Some(reason(&waiting, document));
             }
+            let own = clients.iter().filter(|client| client.target.resource == id);
+            local.clients = own
+                .map(|client| LocalClient {
+                    volume: client.target.volume.0,
+                    who: names.name(client.address),
+                })
+                .collect();
             view.resources.insert(name, local);
         }
         view

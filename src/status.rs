@@ -6,6 +6,9 @@ use crate::view::{ClusterView, NodeView, ReplicaView, ResourceView, VolumeView};
 use serde::Serialize;
 use std::fmt::Write;
 
+/// So many clients of a replica are named in the table; the JSON has all.
+const SHOWN_CLIENTS: usize = 3;
+
 #[derive(Serialize)]
 struct StatusJson<'a> {
     nodes: &'a [NodeView],
@@ -111,6 +114,7 @@ fn resource_text(out: &mut String, resource: &ResourceView) {
             "REPLICATION",
             "OUT OF SYNC",
             "RESYNC",
+            "CLIENTS",
         ])];
         rows.extend(volume.replicas.iter().map(replica_row));
         table(out, &rows, "    ");
@@ -163,7 +167,25 @@ fn replica_row(replica: &ReplicaView) -> Vec<String> {
         &replica.replication_state,
         &show_size(replica.out_of_sync_bytes),
         &resync,
+        &clients(&replica.clients),
     ])
+}
+
+/// How many connections, and who they are: each once, as many as fit.
+fn clients(connections: &[String]) -> String {
+    if connections.is_empty() {
+        return "-".to_owned();
+    }
+    let mut names: Vec<&str> = connections.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    let more = if names.len() > SHOWN_CLIENTS {
+        names.truncate(SHOWN_CLIENTS);
+        ", …"
+    } else {
+        ""
+    };
+    format!("{}: {}{more}", connections.len(), names.join(", "))
 }
 
 fn time_left(seconds: Option<u64>) -> String {

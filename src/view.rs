@@ -33,6 +33,16 @@ pub(crate) struct LocalResource {
     pub(crate) primary: bool,
     /// By the peer's id.
     pub(crate) peers: BTreeMap<u8, LocalPeer>,
+    /// Connections of clients that have a volume open on this node.
+    pub(crate) clients: Vec<LocalClient>,
+}
+
+/// A client's connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LocalClient {
+    pub(crate) volume: u16,
+    /// Its address, or the process on the node; for people.
+    pub(crate) who: String,
 }
 
 /// What one node knows about a peer's replica.
@@ -123,6 +133,8 @@ pub(crate) struct ReplicaView {
     pub(crate) replication_state: String,
     pub(crate) out_of_sync_bytes: u64,
     pub(crate) resync: Option<ResyncView>,
+    /// Connections of clients that have the volume open on this node, each by its address or process.
+    pub(crate) clients: Vec<String>,
 }
 
 const UNKNOWN: &str = "Unknown";
@@ -223,6 +235,7 @@ impl From<&Status> for LocalResource {
                 .iter()
                 .map(|peer| (peer.node.get(), peer.into()))
                 .collect(),
+            clients: Vec::new(),
         }
     }
 }
@@ -254,6 +267,7 @@ impl LocalResource {
             verify: None,
             primary: false,
             peers: BTreeMap::new(),
+            clients: Vec::new(),
         }
     }
 }
@@ -387,6 +401,12 @@ fn merge_resource(
             replication_state,
             out_of_sync_bytes: lacks.copied().max().unwrap_or(0),
             resync: progress.filter(|_| syncs).map(Into::into),
+            clients: own
+                .iter()
+                .flat_map(|own| &own.clients)
+                .filter(|client| usize::from(client.volume) == volume)
+                .map(|client| client.who.clone())
+                .collect(),
         }
     };
     ResourceView {

@@ -6,6 +6,7 @@ mod common;
 use common::cluster::{Cluster, name};
 use common::command::{lockstep, text};
 use common::disk::{Disk, tool};
+use common::status::Volume;
 use common::{SOON, wait_for};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -60,9 +61,20 @@ fn a_file_system_goes_on_while_the_primary_is_killed_and_is_the_same_on_another_
     cluster.stop_and_compare_replicas();
 }
 
+/// Clients of each volume of x on node `k`, as another node says.
+fn clients_on(cluster: &Cluster, k: usize) -> Vec<usize> {
+    let x = cluster.resource(1, "x").expect("it is there");
+    let on = |volume: &Volume| {
+        let mut replicas = volume.replicas.iter();
+        let replica = replicas.find(|replica| replica.node == name(k));
+        replica.expect("a replica").clients.len()
+    };
+    x.volumes.iter().map(on).collect()
+}
+
 #[test]
 fn with_exclusive_access_attach_promotes_and_a_disk_fails_once_another_node_is_primary() {
-    let cluster = Cluster::start(3, SIZE);
+    let mut cluster = Cluster::start(3, SIZE);
     let create = [
         "resource", "create", "x", "--size", "32MiB", "--size", "16MiB",
     ];
@@ -73,7 +85,16 @@ fn with_exclusive_access_attach_promotes_and_a_disk_fails_once_another_node_is_p
     let x = cluster.resource(2, "x").expect("it is there");
     assert_eq!(x.primary.as_deref(), Some(name(2).as_str()));
     let refusal = cluster.refusal(3, &["attach", "x", "--fuse"]);
-    assert!(refusal.contains("node2 is its primary"), "{refusal}");
+    assert!(
+        refusal.contains("node2 is its primary, and it is used there: nbdfuse (process ")
+            && refusal.contains("lockstep move x node3"),
+        "{refusal}"
+    );
+    // nbdfuse has four connections.
+    assert_eq!(
+        (clients_on(&cluster, 2), clients_on(&cluster, 3)),
+        (vec![4, 4], vec![0, 0])
+    );
     let open = |disk: &Disk| {
         let options = std::fs::OpenOptions::new()
             .read(true)
@@ -117,6 +138,21 @@ fn with_exclusive_access_attach_promotes_and_a_disk_fails_once_another_node_is_p
     open(&volume1).read_exact_at(&mut data, 0).expect("a read");
     assert_eq!(data, [3; 4096]);
     volume1.detach();
+
+    // Its primary makes way when nobody uses it there any more.
+    let fourth = Disk::attach(&cluster, 3, "x");
+    let x = cluster.resource(1, "x").expect("it is there");
+    assert_eq!(x.primary.as_deref(), Some(name(3).as_str()));
+    open(&fourth).read_exact_at(&mut data, 0).expect("a read");
+    assert_eq!(data, [1; 4096]);
+    fourth.detach();
+    // Or when it is dead: that is waited for.
+    cluster.kill_node(3);
+    let fifth = cluster.must(1, &["attach", "x", "--fuse"]);
+    let fifth = Disk::attached(fifth.trim());
+    open(&fifth).read_exact_at(&mut data, 4096).expect("a read");
+    assert_eq!(data, [2; 4096]);
+    fifth.detach();
 }
 
 #[test]

@@ -282,7 +282,7 @@ impl World {
         let peer = self.nodes[rng.index(self.replicas())].id;
         let command = match rng.below(10) {
             0 | 1 if self.is_whole() => return self.operate_at_random(),
-            0 | 1 => Command::Demote,
+            0 | 1 => Command::Demote { to: None },
             2 => Command::Verify {
                 node: None,
                 repair: rng.percent(50),

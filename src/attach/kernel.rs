@@ -8,6 +8,7 @@ use super::target::{VolumeName, device_number};
 use super::tools::{in_use, run};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -229,14 +230,28 @@ fn is_lockstep(pid: u32) -> bool {
 /// The devices that a volume has.
 pub(super) fn devices_of(volume: &VolumeName) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/sys/block").context("can't read /sys/block")? {
-        let device = Path::new("/dev").join(entry?.file_name());
-        if let Some(index) = device_number(&device, "nbd")
-            && keeper_of(index).is_some()
-            && backend_of(index) == Some(volume.backend())
-        {
-            found.push(device);
+    for index in indices().context("can't read /sys/block")? {
+        if keeper_of(index).is_some() && backend_of(index) == Some(volume.backend()) {
+            found.push(path(index));
         }
+    }
+    Ok(found)
+}
+
+/// All devices that are connected, whoever did that, by the process that did.
+pub(crate) fn all_devices() -> BTreeMap<u32, PathBuf> {
+    let indices = indices().unwrap_or_default().into_iter();
+    indices
+        .filter_map(|index| Some((keeper_of(index)?, path(index))))
+        .collect()
+}
+
+/// The numbers of the kernel's NBD devices, connected or not.
+fn indices() -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/sys/block")? {
+        let device = Path::new("/dev").join(entry?.file_name());
+        found.extend(device_number(&device, "nbd"));
     }
     Ok(found)
 }

@@ -14,6 +14,7 @@ mod target;
 mod tools;
 
 pub(crate) use handshake::Server;
+pub(crate) use kernel::all_devices as kernel_devices;
 pub(crate) use target::{Attached, VolumeName};
 
 use crate::cli::AttachArgs;
@@ -206,28 +207,23 @@ fn tell(device: &Path, volume: &VolumeName, json: bool) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-/// Makes the node export the volume, as far as that takes no primary away from others.
+/// Makes the node export the volume, as far as that cuts nobody off.
 async fn prepare(client: &Client, volume: &VolumeName) -> anyhow::Result<ExportPlace> {
-    let what = format!("can't attach {volume}");
     let export = place_of(client, volume).await?;
-    let name = &volume.resource;
-    match &export.primary {
-        Some(primary) if export.access == Access::Exclusive && *primary != export.node => bail!(
-            "{what}: {primary} is its primary, and with exclusive access only the primary's node uses it\n  to do: attach it there, or `lockstep move {name} {}` when nothing uses it there any more",
-            export.node
-        ),
-        Some(_) => Ok(export),
-        None => {
-            let promote = Operation::Promote {
-                resource: name.clone(),
-                node: None,
-                accept_data_loss: false,
-                confirm_dead: None,
-            };
-            client.operate(&promote).await.context(what)?;
-            place_of(client, volume).await
-        }
-    }
+    let resource = volume.resource.clone();
+    let operation = match (export.access, &export.primary) {
+        (Access::Follow, Some(_)) => return Ok(export),
+        (Access::Follow, None) => Operation::Promote {
+            resource,
+            node: None,
+            accept_data_loss: false,
+            confirm_dead: None,
+        },
+        (Access::Exclusive, _) => Operation::TakeOver { resource },
+    };
+    let done = client.operate(&operation).await;
+    done.with_context(|| format!("can't attach {volume}"))?;
+    place_of(client, volume).await
 }
 
 /// Where the node exports the volume, and how things stand with it.

@@ -108,13 +108,13 @@ impl Node {
         ))
     }
 
-    /// Says that this node is to be the primary, and waits until it serves.
-    async fn bring_up(
+    /// Refuses what could not become primary.
+    pub(super) async fn check_fit(
         &self,
         what: &str,
         subject: &Subject,
         target: NodeId,
-    ) -> Result<Done, Failure> {
+    ) -> Result<(), Failure> {
         let document = &subject.document;
         let record = subject.record(what)?;
         let target_name = document.node_name(target);
@@ -147,6 +147,18 @@ impl Node {
                 "put the store back, or promote another node",
             ));
         }
+        Ok(())
+    }
+
+    /// Says that this node is to be the primary, and waits until it serves.
+    pub(super) async fn bring_up(
+        &self,
+        what: &str,
+        subject: &Subject,
+        target: NodeId,
+    ) -> Result<Done, Failure> {
+        self.check_fit(what, subject, target).await?;
+        let target_name = subject.document.node_name(target);
         self.change(
             what,
             StoreCommand::Up {

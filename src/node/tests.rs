@@ -5,7 +5,7 @@ use super::*;
 use crate::config::NodeFile;
 use crate::engine::Tell;
 use crate::operation::ReplicaSpec;
-use crate::plane::{AttachRequest, Attached, Leader, PlaneEvent};
+use crate::plane::{AttachRequest, Attached, Leader, NotHandedOver, PlaneEvent};
 use controller::core::consensus::{self, Voter, VoterId};
 use controller::core::failover;
 use controller::core::{Access, Policy};
@@ -13,6 +13,7 @@ use controller::pki::{Authority, Identity};
 use controller::runtime::{Config as ControllerConfig, Controller, Engine};
 use controller::store::{Promise, PromiseStore};
 use replicator::core::status::{DiskState, ReplicationState, Role, Standing, Status, VolumeStatus};
+use replicator::runtime::client::{ClientAddress, ExportTarget, OpenClient};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::sync::oneshot;
@@ -39,6 +40,8 @@ struct FakeState {
     waiting: Vec<oneshot::Sender<Result<(), CommandError>>>,
     refuse_attach: bool,
     policy: Option<Policy>,
+    users: Vec<OpenClient>,
+    promotion: Option<Change>,
 }
 
 impl FakePlane {
@@ -106,6 +109,16 @@ impl Plane for FakePlane {
     fn record(&self, record: Record) {
         self.tell(record.resource, Some(&record));
         let mut state = self.state();
+        // As the engine does: what came too early is proposed again.
+        state.promotion = state.promotion.take().filter(|_| record.primary.is_none());
+        if let Some(change) = state.promotion.clone() {
+            let (resource, based_on) = (record.resource, record.generation);
+            let _ = self.up.send(PlaneEvent::Propose {
+                resource,
+                based_on,
+                change,
+            });
+        }
         state.record = Some(record);
         for waiting in state.waiting.drain(..) {
             let _ = waiting.send(Ok(()));
@@ -113,7 +126,11 @@ impl Plane for FakePlane {
     }
 
     fn refused(&self, _: ResourceId, _: Generation, refusal: Refusal) {
-        for waiting in self.state().waiting.drain(..) {
+        let mut state = self.state();
+        if !matches!(refusal, Refusal::Stale { .. }) {
+            state.promotion = None;
+        }
+        for waiting in state.waiting.drain(..) {
             let _ = waiting.send(Err(refusal.clone().into()));
         }
     }
@@ -132,13 +149,19 @@ impl Plane for FakePlane {
                 drop,
                 history: HistoryId(9),
             },
-            Command::Demote => Change::Demote { node: self.node },
+            Command::Demote { to } => Change::Demote {
+                node: self.node,
+                to,
+            },
             Command::Resize { volume, size_bytes } => Change::Resize { volume, size_bytes },
             _ => {
                 let _ = answer.send(Ok(()));
                 return receiver;
             }
         };
+        if let Change::Promote { .. } = change {
+            state.promotion = Some(change.clone());
+        }
         state.waiting.push(answer);
         let based_on = state
             .record
@@ -149,6 +172,29 @@ impl Plane for FakePlane {
             based_on,
             change,
         });
+        receiver
+    }
+
+    fn hand_over(
+        &self,
+        resource: ResourceId,
+        to: NodeId,
+    ) -> oneshot::Receiver<Result<(), NotHandedOver>> {
+        let (answer, receiver) = oneshot::channel();
+        let users = self.state().users.clone();
+        let result = if users.is_empty() {
+            drop(self.command(resource, Command::Demote { to: Some(to) }));
+            Ok(())
+        } else {
+            Err(NotHandedOver::InUse(users))
+        };
+        answer.send(result).unwrap();
+        receiver
+    }
+
+    fn clients(&self) -> oneshot::Receiver<Vec<OpenClient>> {
+        let (answer, receiver) = oneshot::channel();
+        answer.send(self.state().users.clone()).unwrap();
         receiver
     }
 
@@ -191,7 +237,7 @@ impl Engine for FakeEngine {
                 over,
                 ..
             } => (resource, Command::Promote { drop, over }),
-            failover::Action::Demote { resource, .. } => (resource, Command::Demote),
+            failover::Action::Demote { resource, .. } => (resource, Command::Demote { to: None }),
             _ => return,
         };
         drop(self.0.command(resource, command));
@@ -413,6 +459,47 @@ fn a_resource_is_created_everywhere_promoted_elsewhere_demoted_and_deleted() {
         };
         first.node.operate(delete).await.unwrap();
         assert!(first.node.status().await.resources.is_empty());
+    });
+}
+
+#[test]
+fn a_primary_that_nobody_uses_makes_way_and_one_that_is_used_does_not() {
+    test(async |dir| {
+        let (first, second) = cluster(&dir).await;
+        let take_over = || Operation::TakeOver {
+            resource: "r0".to_owned(),
+        };
+        first.node.operate(create(1)).await.unwrap();
+        // Nobody is primary.
+        first.node.operate(take_over()).await.unwrap();
+        let done = first.node.operate(take_over()).await.unwrap();
+        assert_eq!(done.message, "node1 is primary of r0");
+
+        let id = first.plane.state().attached[0].resource;
+        let user = OpenClient {
+            target: ExportTarget {
+                resource: id,
+                volume: VolumeId(0),
+            },
+            address: ClientAddress::Tcp("10.0.0.5:700".parse().unwrap()),
+        };
+        first.plane.state().users = vec![user];
+        let failure = second.node.operate(take_over()).await.unwrap_err();
+        let why = "node1 is its primary, and it is used there: 10.0.0.5:700";
+        assert_eq!(failure.why, why);
+        assert!(failure.remedy.contains("lockstep move r0 node2"));
+        let view = second.node.status().await;
+        let volume = &view.resources[0].volumes[0];
+        assert_eq!(view.resources[0].primary.as_deref(), Some("node1"));
+        assert_eq!(volume.replicas[0].clients, ["10.0.0.5:700"]);
+        assert!(volume.replicas[1].clients.is_empty());
+
+        first.plane.state().users.clear();
+        let done = second.node.operate(take_over()).await.unwrap();
+        assert_eq!(done.message, "node2 is primary of r0");
+        let commands = first.plane.state().commands.clone();
+        let to = Some(second.node.config.node);
+        assert_eq!(commands.last(), Some(&Command::Demote { to }));
     });
 }
 

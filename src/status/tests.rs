@@ -2,7 +2,9 @@
 //! is printed.
 
 use super::*;
-use crate::view::{LocalPeer, LocalResource, LocalView, ProgressView, VerifyView, merge};
+use crate::view::{
+    LocalClient, LocalPeer, LocalResource, LocalView, ProgressView, VerifyView, merge,
+};
 use controller::core::consensus::{Voter, VoterId};
 use controller::core::{
     Backing, Command, Document, MetadataKind, Name, Node, NodeState, Policy, Replica, Report,
@@ -117,6 +119,7 @@ fn replica(role: &str, disk_state: &str, replication_state: &str) -> LocalResour
         verify: None,
         primary: role == "Primary",
         peers: BTreeMap::new(),
+        clients: Vec::new(),
     }
 }
 
@@ -129,6 +132,13 @@ fn peer(disk_state: &str, replication_state: &str, lacks: u64) -> LocalPeer {
     }
 }
 
+fn client(volume: u16, who: &str) -> LocalClient {
+    LocalClient {
+        volume,
+        who: who.to_owned(),
+    }
+}
+
 fn view(resource: LocalResource) -> LocalView {
     LocalView {
         resources: BTreeMap::from([("r0".to_owned(), resource)]),
@@ -138,6 +148,11 @@ fn view(resource: LocalResource) -> LocalView {
 /// A primary, a member, and a third replica that is copied to.
 fn resyncing() -> ClusterView {
     let mut primary = replica("Primary", "UpToDate", "SyncSource");
+    let device = "/dev/nbd0 (process 12)";
+    primary.clients = ["10.0.0.5:700", device, device]
+        .map(|who| client(0, who))
+        .to_vec();
+    primary.clients.push(client(1, "of another volume"));
     primary.peers.insert(1, peer("UpToDate", "Established", 0));
     let mut target = peer("Inconsistent", "SyncTarget", 3 << 20);
     target.progress = vec![Some(ProgressView {
@@ -168,10 +183,10 @@ fn the_json_has_exactly_the_names_that_scripts_depend_on() {
         r#"{"name":"node3","online":true,"voter":false,"leader":false}],"#,
         r#""resources":[{"name":"r0","generation":3,"epoch":2,"primary":"node1","#,
         r#""in_sync":["node1","node2"],"volumes":[{"volume":0,"size_bytes":1073741824,"replicas":["#,
-        r#"{"node":"node1","role":"Primary","disk_state":"UpToDate","replication_state":"SyncSource","out_of_sync_bytes":0,"resync":null},"#,
-        r#"{"node":"node2","role":"Secondary","disk_state":"UpToDate","replication_state":"Established","out_of_sync_bytes":0,"resync":null},"#,
+        r#"{"node":"node1","role":"Primary","disk_state":"UpToDate","replication_state":"SyncSource","out_of_sync_bytes":0,"resync":null,"clients":["10.0.0.5:700","/dev/nbd0 (process 12)","/dev/nbd0 (process 12)"]},"#,
+        r#"{"node":"node2","role":"Secondary","disk_state":"UpToDate","replication_state":"Established","out_of_sync_bytes":0,"resync":null,"clients":[]},"#,
         r#"{"node":"node3","role":"Secondary","disk_state":"Inconsistent","replication_state":"SyncTarget","out_of_sync_bytes":3145728,"#,
-        r#""resync":{"percent":75.0,"bytes_left":3145728,"seconds_left":75}}]}]}]}"#,
+        r#""resync":{"percent":75.0,"bytes_left":3145728,"seconds_left":75},"clients":[]}]}]}]}"#,
     );
     assert_eq!(json(&resyncing()).unwrap(), expected);
 }
@@ -186,10 +201,10 @@ node3  online  -
 
 r0: primary node1, in sync: node1, node2 (generation 3, epoch 2)
   volume 0: 1 GiB
-    REPLICA  ROLE       DISK          REPLICATION  OUT OF SYNC  RESYNC
-    node1    Primary    UpToDate      SyncSource   0 B          -
-    node2    Secondary  UpToDate      Established  0 B          -
-    node3    Secondary  Inconsistent  SyncTarget   3 MiB        75.0 %, 3 MiB left (1 min 15 s)
+    REPLICA  ROLE       DISK          REPLICATION  OUT OF SYNC  RESYNC                           CLIENTS
+    node1    Primary    UpToDate      SyncSource   0 B          -                                3: /dev/nbd0 (process 12), 10.0.0.5:700
+    node2    Secondary  UpToDate      Established  0 B          -                                -
+    node3    Secondary  Inconsistent  SyncTarget   3 MiB        75.0 %, 3 MiB left (1 min 15 s)  -
 ";
     assert_eq!(text(&resyncing()), expected);
 }
@@ -223,10 +238,10 @@ node3  online   -
 
 r0: primary node1, in sync: node1, node2 (generation 3, epoch 2)
   volume 0: 1 GiB
-    REPLICA  ROLE       DISK      REPLICATION  OUT OF SYNC  RESYNC
-    node1    Primary    UpToDate  Established  0 B          -
-    node2    Unknown    Unknown   Connecting   8 KiB        -
-    node3    Secondary  Diskless  Off          4 KiB        -
+    REPLICA  ROLE       DISK      REPLICATION  OUT OF SYNC  RESYNC  CLIENTS
+    node1    Primary    UpToDate  Established  0 B          -       -
+    node2    Unknown    Unknown   Connecting   8 KiB        -       -
+    node3    Secondary  Diskless  Off          4 KiB        -       -
   verify: 50.0 % done, 512 MiB left (7 s), 4 KiB differ so far
   ! waits for node2: its return resumes the work by itself
   ! node3: r0.img is gone
@@ -247,7 +262,10 @@ fn without_a_primary_the_greatest_claim_of_a_member_counts() {
         &[Command::Propose {
             resource: ResourceId(7),
             based_on: Generation(3),
-            change: Change::Demote { node: node(0) },
+            change: Change::Demote {
+                node: node(0),
+                to: None,
+            },
         }],
     );
     let views = BTreeMap::from([
@@ -268,6 +286,13 @@ fn a_new_resource_names_the_nodes_whose_replica_is_missing() {
     let merged = merge(&document, Some(node(0)), &BTreeMap::new());
     assert_eq!(merged.resources[0].waiting_for, ["node2", "node3"]);
     assert!(text(&merged).contains("r0: primary none, in sync: none yet (generation 0, epoch 0)"));
+}
+
+#[test]
+fn only_some_of_many_clients_are_named_in_the_table() {
+    let many: Vec<String> = (1..=9).map(|n| format!("10.0.0.{n}:1")).collect();
+    assert_eq!(clients(&many), "9: 10.0.0.1:1, 10.0.0.2:1, 10.0.0.3:1, …");
+    assert_eq!(clients(&many[..1]), "1: 10.0.0.1:1");
 }
 
 #[test]

@@ -47,8 +47,13 @@ impl Disk {
                 }
             },
         );
+        Self::attached(said.trim())
+    }
+
+    /// One that is attached already, by its device.
+    pub(crate) fn attached(device: &str) -> Self {
         Self {
-            device: said.trim().into(),
+            device: device.into(),
             mounted: false,
             directory: TempDir::with_prefix("lockstep-test-mount-").expect("a directory"),
         }

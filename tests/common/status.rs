@@ -55,6 +55,8 @@ pub(crate) struct Replica {
     pub(crate) disk_state: String,
     /// Bytes in which it may differ.
     pub(crate) out_of_sync_bytes: u64,
+    /// Connections of clients on the node.
+    pub(crate) clients: Vec<String>,
 }
 
 impl Status {

@@ -58,6 +58,8 @@ pub enum Change {
     Demote {
         /// The primary.
         node: NodeId,
+        /// Whom it makes way for. A wish: the record stays without a primary.
+        to: Option<NodeId>,
     },
     /// A member leaves the in-sync set, by the primary's word.
     Evict {
@@ -232,7 +234,7 @@ impl Record {
                 next.primary = Some(node);
                 next.epoch = Epoch(next.generation.0);
             }
-            Change::Demote { node } => {
+            Change::Demote { node, .. } => {
                 self.expect_primary(*node)?;
                 next.primary = None;
             }
@@ -335,7 +337,10 @@ mod tests {
 
     #[test]
     fn a_change_based_on_another_generation_is_refused() {
-        let change = Change::Demote { node: node(0) };
+        let change = Change::Demote {
+            node: node(0),
+            to: None,
+        };
         assert_eq!(
             record().apply(Generation(2), &change, &[]),
             Err(Refusal::Stale {
@@ -417,12 +422,26 @@ mod tests {
         );
         assert!(
             record
-                .apply(at, &Change::Demote { node: node(1) }, &[])
+                .apply(
+                    at,
+                    &Change::Demote {
+                        node: node(1),
+                        to: None,
+                    },
+                    &[]
+                )
                 .is_err()
         );
         assert_eq!(
             record
-                .apply(at, &Change::Demote { node: node(0) }, &[])
+                .apply(
+                    at,
+                    &Change::Demote {
+                        node: node(0),
+                        to: None,
+                    },
+                    &[]
+                )
                 .unwrap()
                 .primary,
             None

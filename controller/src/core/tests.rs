@@ -502,6 +502,26 @@ fn promote(document: &Document, id: u8) -> Document {
 }
 
 #[test]
+fn a_primary_that_demotes_may_name_the_next_one() {
+    let document = promote(&begun(), 0);
+    let demote = |to: u8| Command::Propose {
+        resource: R0,
+        based_on: record(&document).generation,
+        change: Change::Demote {
+            node: node(0),
+            to: Some(node(to)),
+        },
+    };
+    for (to, next) in [(1, Some(node(1))), (9, None)] {
+        let document = run(&document, &[demote(to)]);
+        let resource = document.resource(R0).unwrap();
+        assert_eq!((resource.up, resource.next), (true, next));
+        assert_eq!(record(&document).primary, None);
+        assert_eq!(promote(&document, 1).resource(R0).unwrap().next, None);
+    }
+}
+
+#[test]
 fn a_replica_that_is_added_lacks_everything_and_may_be_admitted() {
     let before = begun();
     let after = run(&before, &[add_replica(2)]);
@@ -637,7 +657,10 @@ fn any_command() -> impl Strategy<Value = Command> {
             drop: NodeSet(drop),
             history: HistoryId(6)
         }),
-        (0..3u8).prop_map(|n| Change::Demote { node: node(n) }),
+        (0..3u8, 0..4u8).prop_map(|(n, to)| Change::Demote {
+            node: node(n),
+            to: (to < 3).then(|| node(to)),
+        }),
         (0..3u8).prop_map(|n| Change::Evict { node: node(n) }),
         member.clone().prop_map(|member| Change::Admit { member }),
         (1..4u64).prop_map(|size| Change::Resize {

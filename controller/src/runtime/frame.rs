@@ -3,7 +3,7 @@
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 4 | magic `LSCT` |
-//! | 4 | 2 | protocol version, 1 |
+//! | 4 | 2 | protocol version, 2 |
 //! | 6 | 2 | zero |
 //! | 8 | 4 | length of the message in bytes, at most [`MAX_FRAME_BYTES`] |
 //! | 12 | 16 | cluster id |
@@ -21,7 +21,7 @@ use vocabulary::ClusterId;
 pub const MAX_FRAME_BYTES: usize = (1 << 20) + 4096;
 const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 4] = *b"LSCT";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// Why a connection can't be followed.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,9 @@ pub enum FrameError {
     #[error("the other side does not speak lockstep's controller protocol")]
     Magic,
     /// Another version of it.
-    #[error("the other side speaks version {0} of the controller protocol, this node version 1")]
+    #[error(
+        "the other side speaks version {0} of the controller protocol, this node version {VERSION}"
+    )]
     Version(u16),
     /// A length beyond the limit.
     #[error("a message of {0} bytes is announced, the limit is {MAX_FRAME_BYTES}")]

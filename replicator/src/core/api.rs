@@ -135,7 +135,10 @@ pub enum Command {
     /// Become primary whatever others hold. The operator has accepted the loss of data.
     Force,
     /// Drain, flush and stop being primary.
-    Demote,
+    Demote {
+        /// In favour of this member of the in-sync set.
+        to: Option<NodeId>,
+    },
     /// Compare every block with every connected replica that is in sync (on the primary).
     Verify {
         /// Only with this one.

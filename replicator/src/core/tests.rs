@@ -635,7 +635,10 @@ fn demote_drains_and_another_serves_what_was_written() {
     let mut c = Cluster::new(2);
     c.promote(0);
     c.write(0, 0, 4, 4096);
-    let demote = c.command(0, Command::Demote);
+    let stranger = c.command(0, Command::Demote { to: Some(id(3)) });
+    let refusal = vocabulary::Refusal::NotEligible { node: id(3) };
+    assert_eq!(c.commands[&stranger], Err(refusal.into()));
+    let demote = c.command(0, Command::Demote { to: Some(id(1)) });
     c.run_ms(1000);
     assert_eq!(c.commands.get(&demote), Some(&Ok(())));
     assert_eq!(c.record.primary, None);

@@ -7,7 +7,10 @@ use super::ring::Fd;
 use super::socket::{Inbox, Outbox};
 use super::tls::Tls;
 use crate::core::api::ClientError;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustls::ServerConfig;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use vocabulary::{ByteRange, ResourceId, Time, VolumeId};
@@ -102,6 +105,43 @@ pub struct ExportTarget {
     pub resource: ResourceId,
     /// Its volume.
     pub volume: VolumeId,
+}
+
+/// The other end of a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// The process that connected to the unix socket. It may have handed its end to another one, or to
+    /// the kernel.
+    Process(u32),
+    /// The kernel does not tell.
+    Unknown,
+}
+
+impl ClientAddress {
+    /// Of a connected socket.
+    fn of(fd: &Fd) -> Self {
+        let socket = socket2::SockRef::from(&**fd);
+        if let Some(address) = socket.peer_addr().ok().and_then(|a| a.as_socket()) {
+            return Self::Tcp(address);
+        }
+        let credentials = getsockopt(&**fd, PeerCredentials).ok();
+        // 0: a process that is not to be seen from here.
+        credentials
+            .and_then(|credentials| u32::try_from(credentials.pid()).ok())
+            .filter(|&pid| pid != 0)
+            .map_or(Self::Unknown, Self::Process)
+    }
+}
+
+/// A client that has an export open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenClient {
+    /// What it has open.
+    pub target: ExportTarget,
+    /// Who it is.
+    pub address: ClientAddress,
 }
 
 /// What the bytes that were taken mean.
@@ -225,6 +265,7 @@ pub(super) struct Client {
     /// Never the same for two connections.
     pub(super) serial: u64,
     pub(super) fd: Fd,
+    pub(super) address: ClientAddress,
     pub(super) inbox: Inbox,
     pub(super) outbox: Outbox,
     pub(super) tls: Option<Box<Tls>>,
@@ -261,6 +302,7 @@ impl Client {
         let protocol = protocol.connect(outbox.batch.headers());
         Self {
             serial,
+            address: ClientAddress::of(&fd),
             fd,
             inbox: Inbox::default(),
             outbox,
@@ -298,6 +340,13 @@ impl Client {
     /// Has everything that had come up to this count been handed to the core?
     pub(super) fn has_read(&self, upto: u64) -> bool {
         self.inbox.total() >= upto && self.inbox.is_read() && !self.stalled
+    }
+
+    /// What it has open; `None` from the moment on when it closes.
+    pub(super) fn open(&self) -> Option<OpenClient> {
+        let address = self.address;
+        let target = self.target.filter(|_| !self.closing)?;
+        Some(OpenClient { target, address })
     }
 
     /// Can the connection be forgotten?

@@ -20,7 +20,7 @@ pub use pulse::Pulse;
 
 use self::block_status::StatusKey;
 use self::handle::Control;
-use super::client::{Client, ClientOp, ClientProtocol};
+use super::client::{Client, ClientOp, ClientProtocol, OpenClient};
 use super::disk::Disk;
 use super::disk::io::{DiskIo, JobId, Outcome, Request};
 use super::look::Looker;
@@ -30,7 +30,7 @@ use super::pool::{Pool, PoolBuf};
 use super::ring::{Completion, Fd, Op, Ring, Wait};
 use super::tls::PeerCredentials;
 use super::worker::{WorkDone, Worker};
-use crate::core::api::{Action, CommandId, DiskError, Event, OpId};
+use crate::core::api::{Action, Command, CommandId, DiskError, Event, OpId};
 use crate::core::status::Standing;
 use nix::time::{ClockId, clock_gettime};
 use slab::Slab;
@@ -610,14 +610,19 @@ impl Plane {
                     self.feed(place, lease.into());
                 }
             }
-            Control::Command(resource, command, reply) => match self.place_of(resource) {
-                Some(place) => {
-                    let id = CommandId(self.next_serial());
-                    self.commands.insert(id, (place, reply));
-                    self.feed(place, Event::Command { id, command });
+            Control::Command(resource, command, reply) => self.command(resource, command, reply),
+            Control::HandOver(resource, to, reply) => {
+                let users = self
+                    .open_clients()
+                    .filter(|c| c.target.resource == resource);
+                let users: Vec<OpenClient> = users.collect();
+                if users.is_empty() {
+                    self.command(resource, Command::Demote { to: Some(to) }, reply);
+                } else {
+                    reply(Err(PlaneError::InUse(users)));
                 }
-                None => reply(Err(PlaneError::Unknown(resource))),
-            },
+            }
+            Control::Clients(reply) => reply(self.open_clients().collect()),
             Control::Status(reply) => {
                 let now = self.now;
                 let live = self
@@ -659,6 +664,26 @@ impl Plane {
             Control::Looked(key, holes) => self.looked(&key, holes),
             Control::Shutdown => self.begin_shutdown(),
         }
+    }
+
+    fn command(
+        &mut self,
+        resource: ResourceId,
+        command: Command,
+        reply: Reply<Result<(), PlaneError>>,
+    ) {
+        match self.place_of(resource) {
+            Some(place) => {
+                let id = CommandId(self.next_serial());
+                self.commands.insert(id, (place, reply));
+                self.feed(place, Event::Command { id, command });
+            }
+            None => reply(Err(PlaneError::Unknown(resource))),
+        }
+    }
+
+    fn open_clients(&self) -> impl Iterator<Item = OpenClient> {
+        self.clients.iter().filter_map(|(_, client)| client.open())
     }
 
     fn add(&mut self, new: NewResource) -> Result<(), PlaneError> {

@@ -44,7 +44,7 @@ impl World {
                     self.haunt_promotion(id);
                 }
                 failover::Action::Demote { .. } => {
-                    self.failover_command(id, api::Command::Demote, 1);
+                    self.failover_command(id, api::Command::Demote { to: None }, 1);
                 }
                 failover::Action::Fence { node } => self.shoot(id, node),
             }

@@ -24,10 +24,16 @@ impl World {
         let voters = control.newest.voters.clone();
         let node = self.nodes[self.rng.index(self.replicas())].id;
         let command = match self.rng.below(7) {
-            0 | 1 => Command::Up {
+            0 => Command::Up {
                 resource,
                 next: Some(node),
             },
+            1 => {
+                if let Some(primary) = self.serving() {
+                    self.command(primary, api::Command::Demote { to: Some(node) });
+                }
+                return;
+            }
             2 => Command::Up {
                 resource,
                 next: None,

@@ -8,7 +8,7 @@ fn switch_primaries() {
     for round in 0..4u8 {
         let (old, new) = (round % 2, (round + 1) % 2);
         s.write(old, block(10));
-        assert_eq!(s.command(old, Command::Demote), Ok(()));
+        assert_eq!(s.command(old, Command::Demote { to: None }), Ok(()));
         s.promote(new);
         s.read(new, block(10));
     }
@@ -18,7 +18,7 @@ fn switch_primaries() {
 #[test]
 fn concurrent_promotions_have_one_winner() {
     let mut s = Stage::new(3);
-    assert_eq!(s.command(0, Command::Demote), Ok(()));
+    assert_eq!(s.command(0, Command::Demote { to: None }), Ok(()));
     for n in 0..3 {
         let promotion = s.world.promotion(node(n), NodeSet::EMPTY);
         s.world.command(node(n), promotion);

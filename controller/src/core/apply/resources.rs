@@ -289,10 +289,16 @@ impl Document {
             });
         }
         let next = record.apply(based_on, change, &resource.declared())?;
-        if matches!(change, Change::Promote { .. } | Change::Force { .. }) {
-            resource.up = true;
-            // What an operator wanted has come true, or can't.
-            resource.next = None;
+        match change {
+            Change::Promote { .. } | Change::Force { .. } => {
+                resource.up = true;
+                // What an operator wanted has come true, or can't.
+                resource.next = None;
+            }
+            Change::Demote { to: Some(node), .. } if resource.replica(*node).is_some() => {
+                resource.next = Some(*node);
+            }
+            _ => {}
         }
         resource.record = Some(next);
         Ok(())

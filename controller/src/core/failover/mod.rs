@@ -242,6 +242,8 @@ struct Subject {
     serves: Option<Epoch>,
     /// When the engine was last told to demote.
     demoted_at: Option<Time>,
+    /// The epoch in which the engine has begun to demote: it goes on until that is decided.
+    yields: Option<Epoch>,
 }
 
 /// The state machine of one node.
@@ -304,6 +306,12 @@ impl Failover {
             Event::Replica(resource, local) => {
                 let subject = self.subjects.entry(resource).or_default();
                 let before = std::mem::replace(&mut subject.local, local);
+                subject.yields = match (before, local) {
+                    (Some(Local { primary, .. }), Some(Local { primary: None, .. })) => {
+                        primary.or(subject.yields)
+                    }
+                    _ => None,
+                };
                 let role = |local: Option<Local>| local.map(|l| (l.primary, l.required));
                 if role(before) != role(local) {
                     // Whoever is required now is asked at once: answers wait for its lease.

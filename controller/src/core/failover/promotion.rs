@@ -101,6 +101,8 @@ impl Failover {
             || local.failed
             || local.primary.is_some()
             || subject.promoting.is_some()
+            // Whom it makes way for is known when its demotion is committed.
+            || record.primary == Some(self.me) && subject.yields == Some(record.epoch)
         {
             return None;
         }

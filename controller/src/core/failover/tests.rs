@@ -206,6 +206,23 @@ fn a_primary_whose_disk_fails_hands_over() {
 }
 
 #[test]
+fn a_primary_that_lets_go_does_not_stand_in_before_that_is_decided() {
+    let mut world = World::served_by_1(3, 2, 21);
+    let promoted = |world: &World| {
+        let by_1 = |(node, action): &&(NodeId, Action)| {
+            *node == id(1) && matches!(action, Action::Promote { .. })
+        };
+        world.actions.iter().filter(by_1).count()
+    };
+    let before = promoted(&world);
+    world.delay_ms = (80, 80);
+    world.let_go(1);
+    world.until("it is decided", 1_000, |w| w.record().primary.is_none());
+    assert_eq!(promoted(&world), before);
+    world.until("one answers", 2_000, |w| w.answers().is_some());
+}
+
+#[test]
 fn no_member_is_left_out_below_min_redundancy() {
     let mut world = World::served_by_1(4, 3, 15);
     let resource = world.resource();

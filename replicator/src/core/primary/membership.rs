@@ -34,6 +34,14 @@ pub(super) enum AdmitStage {
     Proposed,
 }
 
+/// A demotion that was asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Demotion {
+    pub(super) command: CommandId,
+    deadline: Time,
+    to: Option<NodeId>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Resize {
     pub(super) command: CommandId,
@@ -171,8 +179,16 @@ impl<P: Payload> Primary<P> {
             self.abdicate(cx);
             return;
         }
-        if matches!(self.stage, Stage::Promising | Stage::Demoting) {
-            return;
+        match self.stage {
+            Stage::Promising => return,
+            Stage::Demoting => {
+                // Another change of the record came first.
+                if self.proposal.is_none() {
+                    self.propose_demotion(cx);
+                }
+                return;
+            }
+            Stage::Gathering | Stage::Serving | Stage::Draining => {}
         }
         self.advance_admit(cx);
         if self.proposal.is_none()
@@ -400,12 +416,19 @@ impl<P: Payload> Primary<P> {
         &mut self,
         cx: &mut Cx<'_, '_, P>,
         id: CommandId,
+        to: Option<NodeId>,
     ) -> Option<Result<(), CommandError>> {
-        if self.demote_command.is_some() {
+        if self.demotion.is_some() {
             return Some(Err(CommandError::Busy));
         }
-        let deadline = cx.now().plus_ms(self.settings.command_timeout_ms);
-        self.demote_command = Some((id, deadline));
+        if let Some(node) = to.filter(|&node| cx.record.member(node).is_none()) {
+            return Some(Err(Refusal::NotEligible { node }.into()));
+        }
+        self.demotion = Some(Demotion {
+            command: id,
+            deadline: cx.now().plus_ms(self.settings.command_timeout_ms),
+            to,
+        });
         self.stage = Stage::Draining;
         // What was never started needs no drain.
         for key in std::mem::take(&mut self.gated) {
@@ -419,8 +442,9 @@ impl<P: Payload> Primary<P> {
     /// A demotion that can't drain in time is called off; one that is proposed goes on.
     pub(super) fn tick_demote(&mut self, cx: &mut Cx<'_, '_, P>) {
         if self
-            .demote_command
-            .is_none_or(|(_, deadline)| deadline > cx.now())
+            .demotion
+            .as_ref()
+            .is_none_or(|demotion| demotion.deadline > cx.now())
         {
             return;
         }
@@ -429,7 +453,7 @@ impl<P: Payload> Primary<P> {
             // What came meanwhile was not taken: it is sent again.
             self.detach_all(cx);
         }
-        if let Some((id, _)) = self.demote_command.take() {
+        if let Some(Demotion { command: id, .. }) = self.demotion.take() {
             let result = Err(CommandError::Undecided);
             cx.step.emit(Action::CommandDone { id, result });
         }
@@ -452,7 +476,13 @@ impl<P: Payload> Primary<P> {
             }
         }
         self.stage = Stage::Demoting;
-        self.propose(cx, Change::Demote { node: self.node });
+        self.propose_demotion(cx);
+    }
+
+    fn propose_demotion(&mut self, cx: &mut Cx<'_, '_, P>) {
+        let to = self.demotion.as_ref().and_then(|demotion| demotion.to);
+        let node = self.node;
+        self.propose(cx, Change::Demote { node, to });
     }
 
     /// The disk failed and another member can take over: demote undrained.
@@ -467,7 +497,7 @@ impl<P: Payload> Primary<P> {
         }
         self.gated.clear();
         self.forget_waiting();
-        self.propose(cx, Change::Demote { node: self.node });
+        self.propose_demotion(cx);
     }
 
     // ---- reconcile ----

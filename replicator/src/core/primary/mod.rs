@@ -33,7 +33,7 @@ use attached::Attachment;
 use copier::Copier;
 use flush::Flushes;
 use lease::Lease;
-use membership::{Admitting, Proposal, Resize};
+use membership::{Admitting, Demotion, Proposal, Resize};
 use repair::Repair;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
@@ -191,7 +191,7 @@ pub(crate) struct Primary<P> {
     admitting: Option<Admitting>,
     proposal: Option<Proposal>,
     resize: Option<Resize>,
-    demote_command: Option<(CommandId, Time)>,
+    demotion: Option<Demotion>,
     invalidate_commands: BTreeMap<NodeId, CommandId>,
     waiting_for: NodeSet,
     latency: Latency,
@@ -241,7 +241,7 @@ impl<P: Payload> Primary<P> {
             admitting: None,
             proposal: None,
             resize: None,
-            demote_command: None,
+            demotion: None,
             invalidate_commands: BTreeMap::new(),
             waiting_for: NodeSet::EMPTY,
             latency: Latency::default(),
@@ -459,9 +459,9 @@ impl<P: Payload> Primary<P> {
         } else {
             Ok(())
         };
-        if let Some((id, _)) = self.demote_command.take() {
+        if let Some(demotion) = self.demotion.take() {
             cx.step.emit(Action::CommandDone {
-                id,
+                id: demotion.command,
                 result: demoted,
             });
         }
@@ -479,7 +479,7 @@ impl<P: Payload> Primary<P> {
     /// An operator's command that concerns the primary.
     pub(crate) fn command(&mut self, cx: &mut Cx<'_, '_, P>, id: CommandId, command: Command) {
         let result = match command {
-            Command::Demote => self.start_demote(cx, id),
+            Command::Demote { to } => self.start_demote(cx, id, to),
             Command::Verify { node, repair } => self.start_verify(cx, id, node, repair),
             Command::VerifyStop => {
                 self.stop_verify(cx);

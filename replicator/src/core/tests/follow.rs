@@ -466,7 +466,7 @@ impl Net {
     fn demote(&mut self, node: usize) {
         self.next_id += 1;
         let id = CommandId(self.next_id);
-        let command = Command::Demote;
+        let command = Command::Demote { to: None };
         self.event(node, Event::Command { id, command });
     }
 

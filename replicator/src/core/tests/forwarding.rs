@@ -43,7 +43,7 @@ fn requests_end_with_errors_when_the_history_changes() {
 fn without_a_primary_requests_wait_or_fail_as_the_policy_says() {
     for errors in [false, true] {
         let mut c = pair(errors);
-        let demoted = c.command(0, Command::Demote);
+        let demoted = c.command(0, Command::Demote { to: None });
         c.run_ms(1000);
         assert_eq!(c.commands[&demoted], Ok(()));
         let w = c.write(1, 0, 1, 4096);
@@ -99,7 +99,7 @@ fn with_exclusive_access_clients_connections_end_with_the_primary() {
     let mut c = Cluster::new(2);
     c.promote(0);
     assert!(c.hung_up.is_empty());
-    c.command(0, Command::Demote);
+    c.command(0, Command::Demote { to: None });
     c.run_ms(1000);
     assert_eq!(c.hung_up, [0]);
 }

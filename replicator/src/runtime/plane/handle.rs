@@ -2,7 +2,7 @@
 //! through callbacks and reports through one sink. Nothing here blocks, and nothing that a caller
 //! does can hold the data plane up for longer than a message takes.
 
-use super::super::client::ClientProtocol;
+use super::super::client::{ClientProtocol, OpenClient};
 use super::super::disk::Disk;
 use super::super::mailbox::Post;
 use super::super::peer::PeerAddress;
@@ -159,6 +159,9 @@ pub enum PlaneError {
     /// It has the resource already.
     #[error("the data plane holds resource {0} already")]
     Known(ResourceId),
+    /// Clients have the resource open.
+    #[error("{} clients have the resource open", .0.len())]
+    InUse(Vec<OpenClient>),
     /// The core answered.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -208,6 +211,8 @@ pub(super) enum Control {
     },
     Lease(ResourceId, Lease),
     Command(ResourceId, Command, Reply<Result<(), PlaneError>>),
+    HandOver(ResourceId, NodeId, Reply<Result<(), PlaneError>>),
+    Clients(Reply<Vec<OpenClient>>),
     Status(Reply<Vec<(ResourceId, Status)>>),
     Stats(Reply<PlaneStats>),
     ListenClients {
@@ -341,6 +346,26 @@ impl PlaneHandle {
         if let Err(Control::Command(_, _, reply)) = sent {
             reply(Err(PlaneError::Stopped));
         }
+    }
+
+    /// Demotes in favour of another node unless a client has the resource open
+    /// ([`PlaneError::InUse`]). That is decided in one turn: whoever opens it later is refused, and
+    /// nobody is cut off.
+    pub fn hand_over(
+        &self,
+        resource: ResourceId,
+        to: NodeId,
+        reply: Reply<Result<(), PlaneError>>,
+    ) {
+        let sent = self.post.send(Control::HandOver(resource, to, reply));
+        if let Err(Control::HandOver(_, _, reply)) = sent {
+            reply(Err(PlaneError::Stopped));
+        }
+    }
+
+    /// The clients that have something open now. Dropped unanswered where the thread has ended.
+    pub fn clients(&self, reply: Reply<Vec<OpenClient>>) {
+        let _ = self.post.send(Control::Clients(reply));
     }
 
     /// How all resources look now, within one turn of the loop. Dropped unanswered where the thread

@@ -4,13 +4,14 @@ mod fakes;
 
 use self::fakes::{
     CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, credentials, machine_of,
-    wait_until,
+    node_id, wait_until,
 };
 use super::*;
-use crate::core::api::{Command, CommandError, Notice};
+use crate::core::api::{CommandError, Notice};
+use crate::runtime::client::ClientAddress;
 use crate::runtime::tls::tests::Authority;
 use std::io::{Read as _, Write as _};
-use vocabulary::NodeSet;
+use vocabulary::{Change, NodeSet};
 
 #[test]
 fn what_a_client_writes_it_reads_back_from_every_kind_of_store() {
@@ -291,10 +292,10 @@ fn commands_proposals_and_status_go_their_way() {
         Err(PlaneError::Command(CommandError::NoRecord))
     ));
     assert!(matches!(
-        command(&node.handle, ResourceId(404), Command::Demote),
+        command(&node.handle, ResourceId(404), Command::Demote { to: None }),
         Err(PlaneError::Unknown(ResourceId(404)))
     ));
-    assert!(command(&node.handle, RESOURCE, Command::Demote).is_ok());
+    assert!(command(&node.handle, RESOURCE, Command::Demote { to: None }).is_ok());
     wait_until(|| {
         node.reports()
             .iter()
@@ -303,6 +304,40 @@ fn commands_proposals_and_status_go_their_way() {
     let status = ask(|reply| node.handle.status(reply));
     assert_eq!(status.len(), 1);
     assert_eq!(status[0].0, RESOURCE);
+}
+
+#[test]
+fn a_resource_is_handed_over_once_no_client_has_it_open() {
+    let store = Store::in_memory();
+    let node = Node::single(&store);
+    let proposed = || {
+        let reports = node.reports();
+        reports.iter().find_map(|report| match report {
+            Report::Propose { change, .. } => Some(change.clone()),
+            _ => None,
+        })
+    };
+    let hand_over = || ask(|reply| node.handle.hand_over(RESOURCE, node_id(1), reply));
+    let mut clients = [node.client(), node.unix_client()];
+    for client in &mut clients {
+        assert_eq!(client.read(0, 4096), Ok(vec![0; 4096]));
+    }
+    let open = ask(|reply| node.handle.clients(reply));
+    assert!(open.iter().all(|client| client.target.resource == RESOURCE));
+    let here = clients[0].stream.local_addr().unwrap().as_socket().unwrap();
+    let addresses = open.iter().map(|client| client.address);
+    let expected = [
+        ClientAddress::Tcp(here),
+        ClientAddress::Process(std::process::id()),
+    ];
+    assert_eq!(addresses.collect::<Vec<_>>(), expected);
+    assert!(matches!(hand_over(), Err(PlaneError::InUse(users)) if users == open));
+    assert_eq!(proposed(), None);
+    drop(clients);
+    wait_until(|| ask(|reply| node.handle.clients(reply)).is_empty());
+    assert!(hand_over().is_ok());
+    let (node, to) = (node_id(0), Some(node_id(1)));
+    wait_until(|| proposed() == Some(Change::Demote { node, to }));
 }
 
 #[test]
@@ -377,7 +412,7 @@ fn a_shutdown_answers_what_is_in_flight_and_then_everything_is_refused() {
     node.stop();
     client.expect_closed();
     assert!(matches!(
-        command(&node.handle, RESOURCE, Command::Demote),
+        command(&node.handle, RESOURCE, Command::Demote { to: None }),
         Err(PlaneError::Stopped)
     ));
     assert!(std::net::TcpStream::connect(node.client_address).is_err());

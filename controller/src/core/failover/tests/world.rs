@@ -150,7 +150,7 @@ impl Engine {
         }
         let node = self.me;
         let change = if self.demoting {
-            Change::Demote { node }
+            Change::Demote { node, to: None }
         } else {
             self.primary?;
             let silent = |node: &NodeId| {
@@ -433,9 +433,16 @@ impl World {
         machine.engine.failed = failed;
         if failed && machine.engine.primary.is_some() {
             // RULES section 1: a primary whose disk failed demotes.
-            machine.engine.stop();
-            machine.engine.demoting = true;
+            return self.let_go(node);
         }
+        self.tell(id(node));
+    }
+
+    /// The engine demotes.
+    pub(super) fn let_go(&mut self, node: u8) {
+        let machine = self.machine(node);
+        machine.engine.stop();
+        machine.engine.demoting = true;
         self.tell(id(node));
     }
 
@@ -531,9 +538,7 @@ impl World {
                 self.propose(node, based_on, change);
             }
             Action::Demote { .. } => {
-                engine.stop();
-                engine.demoting = true;
-                self.tell(node);
+                self.let_go(node.get());
             }
             Action::Fence { .. } => {}
         }

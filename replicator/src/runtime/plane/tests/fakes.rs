@@ -59,7 +59,7 @@ pub(super) fn command(
     ask(|reply| handle.command(resource, command, reply))
 }
 
-fn node_id(id: u8) -> NodeId {
+pub(super) fn node_id(id: u8) -> NodeId {
     NodeId::new(id).unwrap()
 }
 
@@ -557,8 +557,9 @@ impl Machine for Fake {
                         range,
                     });
                 }
-                Command::Demote => {
-                    let change = Change::Demote { node: node_id(0) };
+                Command::Demote { to } => {
+                    let node = node_id(0);
+                    let change = Change::Demote { node, to };
                     out.push(Action::Propose {
                         based_on: Generation(1),
                         change,

@@ -182,7 +182,7 @@ pub(crate) struct AttachArgs {
         conflicts_with = "fuse"
     )]
     pub(crate) timeout: u32,
-    /// Requests fail after so many seconds without any connection
+    /// After so many seconds without any connection requests fail, and the device ends
     #[arg(
         long,
         default_value_t = 120,

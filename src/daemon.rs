@@ -9,6 +9,7 @@ use crate::engine::{PlaneEngine, Tell};
 use crate::events::Events;
 use crate::lock::DirectoryLock;
 use crate::membership;
+use crate::nbd::tls::CurrentTls;
 use crate::node::Node;
 use crate::resources::Resources;
 use crate::service_manager;
@@ -55,12 +56,14 @@ async fn serve(config: Arc<Config>) -> Outcome {
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     ];
+    let reloads = signal(SignalKind::hangup())?;
     let listener = api::listen(&config.file.api_socket)?;
     let events = Arc::new(Events::new(name.to_string()));
     let tell = Tell::default();
     let crate::data::Started {
         thread: data_plane,
         plane,
+        nbd_tls,
         reports,
         report,
     } = crate::data::start(&config, &tell)?;
@@ -106,6 +109,7 @@ async fn serve(config: Arc<Config>) -> Outcome {
         // An error: the daemon ends without having asked.
         let _ = stopped.wait_for(|stop| *stop).await;
     }));
+    let reloading = tokio::spawn(reload(reloads, nbd_tls));
     events.push(None, "started", format!("{name} is up"));
     service_manager::ready();
     first(&mut ends).await;
@@ -117,7 +121,7 @@ async fn serve(config: Arc<Config>) -> Outcome {
     if let Ok(Err(error)) = serving.await {
         tracing::warn!(%error, "the API ended with an error");
     }
-    for task in [follow, answers, nodes, addresses] {
+    for task in [follow, answers, nodes, addresses, reloading] {
         task.abort();
     }
     drop(data_plane);
@@ -132,6 +136,26 @@ async fn first(signals: &mut [Signal; 2]) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// Reads the certificates for NBD anew at each SIGHUP; connections that are there keep theirs.
+async fn reload(mut signals: Signal, nbd_tls: Option<CurrentTls>) {
+    while signals.recv().await.is_some() {
+        let Some(tls) = nbd_tls.clone() else {
+            tracing::info!("SIGHUP: without [nbd_tls] there is nothing to read anew");
+            continue;
+        };
+        // The files may lie on a slow disk.
+        match tokio::task::spawn_blocking(move || tls.reload()).await {
+            Ok(Ok(())) => tracing::info!("the certificates of [nbd_tls] are read anew"),
+            Ok(Err(error)) => tracing::error!(
+                %error,
+                "the certificates of [nbd_tls] can't be used; those that were read before stay in use"
+            ),
+            // The daemon ends.
+            Err(_) => return,
+        }
     }
 }
 

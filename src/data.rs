@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use crate::engine::Tell;
+use crate::nbd::tls::CurrentTls;
 use crate::nbd::{self, ExportTable};
 use crate::plane::{AttachRequest, Attached, Leader, NotHandedOver, Plane, PlaneEvent, StorePlace};
 use crate::secure::Credentials;
@@ -157,6 +158,8 @@ pub(crate) struct DataPlane {
 pub(crate) struct Started {
     pub(crate) thread: PlaneThread,
     pub(crate) plane: Arc<DataPlane>,
+    /// What NBD is encrypted with.
+    pub(crate) nbd_tls: Option<CurrentTls>,
     pub(crate) reports: mpsc::UnboundedReceiver<PlaneEvent>,
     /// For more of them.
     pub(crate) report: mpsc::UnboundedSender<PlaneEvent>,
@@ -199,7 +202,7 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
     }
     let thread = start_thread(settings)?;
     let handle = thread.handle();
-    listen(config, &handle, &exports)?;
+    let nbd_tls = listen(config, &handle, &exports)?;
     let plane = Arc::new(DataPlane {
         config: Arc::clone(config),
         handle,
@@ -216,6 +219,7 @@ pub(crate) fn start(config: &Arc<Config>, tell: &Tell) -> anyhow::Result<Started
     Ok(Started {
         thread,
         plane,
+        nbd_tls,
         reports,
         report,
     })
@@ -228,7 +232,11 @@ pub(crate) fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
     )
 }
 
-fn listen(config: &Config, handle: &PlaneHandle, exports: &ExportTable) -> anyhow::Result<()> {
+fn listen(
+    config: &Config,
+    handle: &PlaneHandle,
+    exports: &ExportTable,
+) -> anyhow::Result<Option<CurrentTls>> {
     for address in &config.file.replication.listen {
         let peers = bind(address)
             .with_context(|| format!("can't listen on {address} for the other nodes' replicas"))?;

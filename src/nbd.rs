@@ -17,6 +17,7 @@ use replicator::runtime::client::{
 use rustls::ServerConfig;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use tls::CurrentTls;
 use vocabulary::{ByteRange, Record, ResourceId, VolumeId};
 
 /// Our own metadata context: which blocks a replica may lack.
@@ -147,7 +148,7 @@ pub(crate) struct NbdProtocol {
     pub(crate) exports: ExportTable,
     pub(crate) tls_mode: TlsMode,
     /// There unless the mode is off.
-    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) tls: Option<CurrentTls>,
 }
 
 impl ClientProtocol for NbdProtocol {
@@ -155,7 +156,7 @@ impl ClientProtocol for NbdProtocol {
         Box::new(NbdConnection {
             connection: Connection::new(Limits::default(), self.tls_mode, out),
             exports: self.exports.clone(),
-            tls: self.tls.clone(),
+            tls: self.tls.as_ref().map(CurrentTls::get),
         })
     }
 }

@@ -196,11 +196,8 @@ impl Node {
                 ref resource,
                 ref node,
             } => self.move_resource(resource, node.as_deref()).await,
-            Operation::TakeOver { ref resource } => self.take_over(resource).await,
-            Operation::HandOver {
-                ref resource,
-                ref to,
-            } => self.hand_over(resource, to).await,
+            Operation::TakeOver { resource } => self.take_over(&resource).await,
+            Operation::HandOver { resource, to } => self.hand_over(&resource, &to).await,
             Operation::SetNode { ref node, state } => self.set_node_state(node, state).await,
             Operation::SetFencing { ref node, fencing } => self.set_fencing(node, fencing).await,
             Operation::Fence {

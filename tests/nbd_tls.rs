@@ -4,9 +4,10 @@
 mod common;
 
 use common::cluster::Cluster;
-use common::command::{LOCKSTEP, client, output_within, text};
+use common::command::{LOCKSTEP, client, kill, output_within, text};
 use common::pki::Certificates;
 use common::{SOON, wait_for};
+use nix::sys::signal::Signal;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
@@ -134,6 +135,32 @@ fn tls_1_2_and_1_3_are_spoken_and_nothing_older() {
     );
     // Where it is not required, clients without it are served as well.
     succeed("nbdinfo", &[&cluster.uri(1)]);
+
+    // Other certificates count from a SIGHUP on, and what is none changes nothing.
+    let pid = std::fs::read_to_string(cluster.file(1, "pid")).expect("a file");
+    let pid = pid.trim().parse().expect("a process id");
+    let reload = |expected: &str| {
+        kill(pid, Signal::SIGHUP);
+        wait_for("the certificates to be read", SOON, || {
+            let log = std::fs::read_to_string(cluster.file(1, "log")).expect("a log");
+            let mut lines = log.lines();
+            let found = lines.find(|line| line.contains("[nbd_tls]") && line.contains(expected));
+            found.map(str::to_owned).ok_or(log)
+        })
+    };
+    let old = secure(&cluster, &dir);
+    certificates.spoil();
+    let line = reload("can't be used");
+    assert!(
+        line.contains("ERROR") && line.contains("server.crt holds no certificate"),
+        "{line}"
+    );
+    succeed("nbdinfo", &[&old]);
+    certificates.renew();
+    fail("nbdinfo", &[&secure(&cluster, &certificates.of("renewed"))]);
+    reload("are read anew");
+    succeed("nbdinfo", &[&secure(&cluster, &certificates.of("renewed"))]);
+    fail("nbdinfo", &[&old]);
 }
 
 #[test]

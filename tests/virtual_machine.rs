@@ -97,6 +97,20 @@ fn a_kernel_device_outlives_the_primary_and_its_own_node_and_grows() {
     cluster.kill_node(3);
     cluster.start_node(3);
     wait_writes(&mut vm, 10);
+
+    // A device goes on without the process that keeps it until its connections are lost, and goes on again
+    // when it is attached once more.
+    vm.run("kill -9 $(cat /sys/block/nbd0/pid)");
+    wait_writes(&mut vm, 5);
+    cluster.kill_node(3);
+    cluster.start_node(3);
+    assert_eq!(vm.run(&attach), "/dev/nbd0");
+    wait_writes(&mut vm, 10);
+    let refusal = vm.refusal(&attach);
+    assert!(
+        refusal.contains("attached already, as /dev/nbd0"),
+        "{refusal}"
+    );
     cluster.wait_all_in_sync();
 
     cluster.must(1, &["volume", "resize", "r0", "96MiB"]);
@@ -123,7 +137,22 @@ fn a_kernel_device_outlives_the_primary_and_its_own_node_and_grows() {
     println!("{}", vm.run("cat /run/lockstep/attach/*.log"));
     assert_eq!(vm.run("lockstep detach /dev/nbd0"), "/dev/nbd0 is detached");
     vm.run("[ ! -e /sys/block/nbd0/pid ]");
-    vm.run("while ps | grep -q '[l]ockstep attach'; do sleep 0.1; done");
+    let wait_for_keeper = "while ps | grep -q '[l]ockstep attach'; do sleep 0.1; done";
+    vm.run(wait_for_keeper);
+
+    // When the server stays away what is asked for fails, and the device ends.
+    vm.run(&format!("{attach} --dead-timeout 3"));
+    cluster.kill_node(3);
+    let (code, said) = vm.try_run("dd if=/tmp/want of=/dev/nbd0 bs=64k seek=1500 oflag=direct");
+    assert!(code != 0 && said.contains("Input/output error"), "{said}");
+    vm.run("while [ -e /sys/block/nbd0/pid ]; do sleep 0.1; done");
+    vm.run(wait_for_keeper);
+    let log = vm.run("tail -n 2 /run/lockstep/attach/r0.0.log");
+    assert!(log.contains("no connection for 3 s"), "{log}");
+    let refusal = vm.refusal("lockstep detach r0");
+    assert!(refusal.contains("attached nowhere"), "{refusal}");
+    cluster.start_node(3);
+    cluster.wait_all_in_sync();
     cluster.size_bytes = 96 * MIB;
     cluster.stop_and_compare_replicas();
 }
@@ -189,10 +218,27 @@ fn a_kernel_device_with_exclusive_access_ends_with_its_primary_and_with_follow_a
     assert!(vm.run(log).contains("daemon has ended"));
     vm.run("umount /m");
     NodeInside::start(&mut vm);
-    NodeInside::wait(&mut vm, "lockstep attach x");
-    vm.run(
-        "mount -t ext4 /dev/nbd0 /m && [ $(cat /m/second) = 2 ] && umount /m && lockstep detach x",
+    NodeInside::wait(&mut vm, "lockstep attach x --dead-timeout 2");
+    vm.run("mount -t ext4 /dev/nbd0 /m && [ $(cat /m/second) = 2 ]");
+    let status = vm.run("lockstep status x");
+    assert!(status.contains("4: /dev/nbd0 (process "), "{status}");
+
+    // Without the process that keeps it a device goes on, but not with a disk that may be another's.
+    vm.run("kill -9 $(cat /sys/block/nbd0/pid) && echo 3 >/m/third && sync");
+    vm.run("lockstep demote x");
+    let refusal = vm.refusal("lockstep attach x");
+    assert!(
+        refusal.contains("may have been changed by others")
+            && refusal.contains("`lockstep detach /dev/nbd0`"),
+        "{refusal}"
     );
+    wait_for("the device to fail", SOON, || match vm.try_run(ended).0 {
+        0 => Err("a write succeeded".to_owned()),
+        _ => Ok(()),
+    });
+    vm.run("umount /m && lockstep detach /dev/nbd0");
+    vm.run("lockstep attach x && mount -t ext4 /dev/nbd0 /m && [ $(cat /m/third) = 3 ]");
+    vm.run("umount /m && lockstep detach x");
 
     vm.run("lockstep resource create f --size 16MiB --access follow");
     NodeInside::wait(&mut vm, "lockstep attach f /dev/nbd3 --timeout 3");

@@ -16,7 +16,7 @@ mod meta;
 mod options;
 mod reply;
 mod request;
-mod wire;
+pub mod wire;
 
 pub use connection::{Connection, Step, TlsMode};
 pub use device::{BlockDevice, Completion, Tag};

@@ -1,13 +1,14 @@
 //! The numbers of the NBD protocol and the few helpers that put them into byte order. Source of all
 //! of them: the NBD protocol document, sections "Values" and "Transmission", and for what concerns
-//! extended headers its branch `extension-ext-header`. Everything on the wire is big-endian. Nothing here decides anything.
+//! extended headers its branch `extension-ext-header`. Everything on the wire is big-endian. Nothing here decides
+//! anything. What a client needs for its handshake is public.
 
 /// First eight bytes of the greeting, `NBDMAGIC`.
-pub(crate) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
+pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`: second half of the greeting, and the start of every option.
-pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// Start of every reply to an option.
-pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Start of a request with a 32-bit length ("compact").
 pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// Start of a request with a 64-bit length, after EXTENDED_HEADERS.
@@ -20,13 +21,15 @@ pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 pub(crate) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// Handshake flags, server to client; the client flags have the same bits.
-pub(crate) mod handshake_flag {
-    pub(crate) const FIXED_NEWSTYLE: u16 = 1 << 0;
-    pub(crate) const NO_ZEROES: u16 = 1 << 1;
+pub mod handshake_flag {
+    /// Options have replies; unknown ones are refused and not the end.
+    pub const FIXED_NEWSTYLE: u16 = 1 << 0;
+    /// The 124 zeroes after EXPORT_NAME are left out.
+    pub const NO_ZEROES: u16 = 1 << 1;
 }
 
 /// Transmission flags: what an export can do.
-pub(crate) mod transmission_flag {
+pub mod transmission_flag {
     pub(crate) const HAS_FLAGS: u16 = 1 << 0;
     pub(crate) const READ_ONLY: u16 = 1 << 1;
     pub(crate) const SEND_FLUSH: u16 = 1 << 2;
@@ -35,20 +38,24 @@ pub(crate) mod transmission_flag {
     pub(crate) const SEND_TRIM: u16 = 1 << 5;
     pub(crate) const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub(crate) const SEND_DF: u16 = 1 << 7;
-    pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// What is answered on one connection holds on all others.
+    pub const CAN_MULTI_CONN: u16 = 1 << 8;
     pub(crate) const SEND_CACHE: u16 = 1 << 10;
     pub(crate) const SEND_FAST_ZERO: u16 = 1 << 11;
     pub(crate) const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Options that a client may send during the handshake.
-pub(crate) mod option {
+pub mod option {
     pub(crate) const EXPORT_NAME: u32 = 1;
-    pub(crate) const ABORT: u32 = 2;
+    /// The client leaves.
+    pub const ABORT: u32 = 2;
     pub(crate) const LIST: u32 = 3;
     pub(crate) const STARTTLS: u32 = 5;
-    pub(crate) const INFO: u32 = 6;
-    pub(crate) const GO: u32 = 7;
+    /// Tells what an export is.
+    pub const INFO: u32 = 6;
+    /// Tells what an export is, and opens it.
+    pub const GO: u32 = 7;
     pub(crate) const STRUCTURED_REPLY: u32 = 8;
     pub(crate) const LIST_META_CONTEXT: u32 = 9;
     pub(crate) const SET_META_CONTEXT: u32 = 10;
@@ -56,11 +63,14 @@ pub(crate) mod option {
 }
 
 /// Types of replies to an option.
-pub(crate) mod option_reply {
-    const ERROR: u32 = 1 << 31;
-    pub(crate) const ACK: u32 = 1;
+pub mod option_reply {
+    /// The bit of all replies that refuse.
+    pub const ERROR: u32 = 1 << 31;
+    /// The option is answered.
+    pub const ACK: u32 = 1;
     pub(crate) const SERVER: u32 = 2;
-    pub(crate) const INFO: u32 = 3;
+    /// An item of information, one of [`info`](super::info).
+    pub const INFO: u32 = 3;
     pub(crate) const META_CONTEXT: u32 = 4;
     pub(crate) const ERR_UNSUP: u32 = ERROR | 1;
     pub(crate) const ERR_POLICY: u32 = ERROR | 2;
@@ -73,11 +83,13 @@ pub(crate) mod option_reply {
 }
 
 /// Items of information about an export.
-pub(crate) mod info {
-    pub(crate) const EXPORT: u16 = 0;
+pub mod info {
+    /// Size and transmission flags.
+    pub const EXPORT: u16 = 0;
     pub(crate) const NAME: u16 = 1;
     pub(crate) const DESCRIPTION: u16 = 2;
-    pub(crate) const BLOCK_SIZE: u16 = 3;
+    /// Smallest, preferred and largest request.
+    pub const BLOCK_SIZE: u16 = 3;
 }
 
 /// Commands of the transmission phase.

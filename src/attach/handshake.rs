@@ -2,6 +2,9 @@
 //! opened socket afterwards is the kernel's business (NBD protocol, "Fixed newstyle negotiation";
 //! simple replies, because the kernel's client knows no others).
 
+use nbd_frontend::wire::{
+    self, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, info, option_reply,
+};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -9,22 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
-
-const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-/// The same bits in the server's and in the client's flags.
-const FIXED_NEWSTYLE: u16 = 1;
-const NO_ZEROES: u16 = 1 << 1;
-const OPTION_ABORT: u32 = 2;
-const OPTION_INFO: u32 = 6;
-const OPTION_GO: u32 = 7;
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
-/// Replies from this number on are errors.
-const REPLY_ERROR: u32 = 1 << 31;
-const INFO_EXPORT: u16 = 0;
-const INFO_BLOCK_SIZE: u16 = 3;
 
 /// A server that is silent for longer than this during the handshake is given up.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
@@ -101,12 +88,12 @@ pub(crate) fn open(
     server: &Server,
     export: &str,
 ) -> Result<(OwnedFd, ExportTerms), HandshakeError> {
-    talk(server, export, OPTION_GO)
+    talk(server, export, wire::option::GO)
 }
 
 /// What an export is now.
 pub(crate) fn ask(server: &Server, export: &str) -> Result<ExportTerms, HandshakeError> {
-    talk(server, export, OPTION_INFO).map(|(_, terms)| terms)
+    talk(server, export, wire::option::INFO).map(|(_, terms)| terms)
 }
 
 fn talk(
@@ -149,16 +136,16 @@ fn negotiate(
 ) -> Result<ExportTerms, HandshakeError> {
     let magics = [read_u64(stream)?, read_u64(stream)?];
     let flags = u16::from_be_bytes(read(stream)?);
-    if magics != [NBD_MAGIC, OPTION_MAGIC] || flags & FIXED_NEWSTYLE == 0 {
+    if magics != [GREETING_MAGIC, OPTION_MAGIC] || flags & handshake_flag::FIXED_NEWSTYLE == 0 {
         return Err(HandshakeError::NotNbd);
     }
-    let flags = u32::from(flags & (FIXED_NEWSTYLE | NO_ZEROES));
+    let flags = u32::from(flags & (handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES));
     let mut data = Vec::with_capacity(8 + export.len());
     let name_len = u32::try_from(export.len()).map_err(|_| HandshakeError::NotNbd)?;
     data.extend(name_len.to_be_bytes());
     data.extend(export.as_bytes());
     data.extend(1_u16.to_be_bytes()); // infos asked for
-    data.extend(INFO_BLOCK_SIZE.to_be_bytes());
+    data.extend(info::BLOCK_SIZE.to_be_bytes());
     let mut message = flags.to_be_bytes().to_vec();
     message.extend(option_bytes(option, &data)?);
     stream.write_all(&message)?;
@@ -168,10 +155,10 @@ fn negotiate(
     for _ in 0..MAX_REPLIES {
         let (kind, data) = read_reply(stream, option)?;
         match kind {
-            REPLY_ACK => {
+            option_reply::ACK => {
                 let (size_bytes, flags) = export.ok_or(HandshakeError::NoSize)?;
-                if option == OPTION_INFO {
-                    stream.write_all(&option_bytes(OPTION_ABORT, &[])?)?;
+                if option == wire::option::INFO {
+                    stream.write_all(&option_bytes(wire::option::ABORT, &[])?)?;
                 }
                 return Ok(ExportTerms {
                     size_bytes,
@@ -179,21 +166,21 @@ fn negotiate(
                     min_block_bytes,
                 });
             }
-            REPLY_INFO => {
+            option_reply::INFO => {
                 let mut data = data.as_slice();
                 match u16::from_be_bytes(read(&mut data)?) {
-                    INFO_EXPORT => {
+                    info::EXPORT => {
                         let size = read_u64(&mut data)?;
                         export = Some((size, u16::from_be_bytes(read(&mut data)?)));
                     }
-                    INFO_BLOCK_SIZE => min_block_bytes = u32::from_be_bytes(read(&mut data)?),
+                    info::BLOCK_SIZE => min_block_bytes = u32::from_be_bytes(read(&mut data)?),
                     _ => {}
                 }
             }
-            code if code >= REPLY_ERROR => {
+            code if code >= option_reply::ERROR => {
                 let message = String::from_utf8_lossy(&data).into_owned();
                 return Err(HandshakeError::Refused {
-                    code: code - REPLY_ERROR,
+                    code: code - option_reply::ERROR,
                     message,
                 });
             }
@@ -217,7 +204,7 @@ fn read_reply(stream: &mut impl Read, option: u32) -> Result<(u32, Vec<u8>), Han
     let answered = u32::from_be_bytes(read(stream)?);
     let kind = u32::from_be_bytes(read(stream)?);
     let len = u32::from_be_bytes(read(stream)?);
-    if magic != REPLY_MAGIC || answered != option || len > MAX_REPLY_BYTES {
+    if magic != OPTION_REPLY_MAGIC || answered != option || len > MAX_REPLY_BYTES {
         return Err(HandshakeError::NotNbd);
     }
     let mut data = Vec::new();
@@ -273,8 +260,8 @@ mod tests {
     }
 
     fn reply(kind: u32, data: &[u8]) -> Vec<u8> {
-        let mut says = REPLY_MAGIC.to_be_bytes().to_vec();
-        says.extend(OPTION_GO.to_be_bytes());
+        let mut says = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+        says.extend(wire::option::GO.to_be_bytes());
         says.extend(kind.to_be_bytes());
         says.extend(u32::try_from(data.len()).unwrap().to_be_bytes());
         says.extend(data);
@@ -286,7 +273,7 @@ mod tests {
             says: Cursor::new([greeting(), replies.concat()].concat()),
             told: Vec::new(),
         };
-        let result = negotiate(&mut script, "r0", OPTION_GO);
+        let result = negotiate(&mut script, "r0", wire::option::GO);
         (result, script.told)
     }
 
@@ -304,9 +291,9 @@ mod tests {
         ]
         .concat();
         let (terms, told) = run(&[
-            reply(REPLY_INFO, &info_export()),
-            reply(REPLY_INFO, &sizes),
-            reply(REPLY_ACK, &[]),
+            reply(option_reply::INFO, &info_export()),
+            reply(option_reply::INFO, &sizes),
+            reply(option_reply::ACK, &[]),
         ]);
         let expected = ExportTerms {
             size_bytes: 4096,
@@ -320,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_in_the_servers_words() {
-        let (result, _) = run(&[reply(REPLY_ERROR + 6, b"r0 is not here")]);
+        let (result, _) = run(&[reply(option_reply::ERROR + 6, b"r0 is not here")]);
         let text = result.unwrap_err().to_string();
         assert!(text.contains("r0 is not here (error 6)"), "{text}");
     }
@@ -328,19 +315,19 @@ mod tests {
     #[test]
     fn nonsense_is_no_export() {
         let too_long = {
-            let mut bytes = reply(REPLY_INFO, &[]);
+            let mut bytes = reply(option_reply::INFO, &[]);
             bytes.truncate(16);
             bytes.extend(u32::MAX.to_be_bytes());
             bytes
         };
         for replies in [
-            vec![reply(REPLY_ACK, &[])],
-            vec![reply(REPLY_INFO, &[0])],
-            vec![reply(REPLY_INFO, &info_export())],
+            vec![reply(option_reply::ACK, &[])],
+            vec![reply(option_reply::INFO, &[0])],
+            vec![reply(option_reply::INFO, &info_export())],
             vec![reply(9, &[])],
             vec![too_long],
             vec![b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()],
-            vec![reply(REPLY_INFO, &[0, 9]); MAX_REPLIES + 1],
+            vec![reply(option_reply::INFO, &[0, 9]); MAX_REPLIES + 1],
         ] {
             assert!(run(&replies).0.is_err(), "{replies:?}");
         }

@@ -80,8 +80,13 @@ enum Verdict {
     Never(String),
 }
 
-/// Stays with the device until it is gone.
-pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> Outcome {
+/// Stays with the device until it is gone, or was without any connection for so long that requests fail.
+pub(super) async fn keep(
+    mut device: Device,
+    server: &Server,
+    again: &Again,
+    dead_limit: Duration,
+) -> Outcome {
     let name = device.path().display().to_string();
     let mut lost = if device.adopted {
         device.connections
@@ -89,6 +94,7 @@ pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> 
         0
     };
     let mut size_seen = Instant::now();
+    let mut connected = Instant::now();
     let mut pause = RETRY[0];
     let mut said = String::new();
     while device.is_connected() {
@@ -104,6 +110,9 @@ pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> 
                 break;
             }
         }
+        if lost < device.connections {
+            connected = Instant::now();
+        }
         if lost == 0 {
             if size_seen.elapsed() >= SIZE_EVERY {
                 size_seen = Instant::now();
@@ -118,6 +127,14 @@ pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> 
             },
             other => other,
         };
+        let verdict = match verdict {
+            Verdict::Wait(why) if connected.elapsed() >= dead_limit => Verdict::Never(format!(
+                "it had no connection for {} s: {}",
+                dead_limit.as_secs(),
+                first_line(&why)
+            )),
+            other => other,
+        };
         match verdict {
             Verdict::Now => {
                 eprintln!("lockstep: {name}: {lost} connections are made anew");
@@ -125,8 +142,7 @@ pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> 
                 said.clear();
             }
             Verdict::Wait(why) => {
-                // What is to be done is said after the first line.
-                let why = why.lines().next().unwrap_or_default().to_owned();
+                let why = first_line(&why).to_owned();
                 if said != why {
                     eprintln!("lockstep: {name}: connections are lost: {why}; trying again");
                     said = why;
@@ -141,6 +157,11 @@ pub(super) async fn keep(mut device: Device, server: &Server, again: &Again) -> 
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Without what is to be done, which is said after it.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 /// Waits until the kernel tells something, so long at most.

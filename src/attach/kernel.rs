@@ -1,21 +1,22 @@
 //! A local disk by the kernel's NBD client: `/dev/nbdX`. The kernel keeps whose it is, in
 //! `/sys/block/nbdX/backend`, and who connected it, in `pid`.
 
-use super::Options;
 use super::handshake::{self, ExportTerms, Server};
 use super::netlink::{Connect, Nbd, Watch};
 use super::target::{VolumeName, device_number};
 use super::tools::{in_use, run};
+use super::{Again, Options};
 use anyhow::{Context, bail};
+use nbd_frontend::wire::transmission_flag::CAN_MULTI_CONN;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Transmission flag: what is answered on one connection is known on the others (NBD protocol).
-const CAN_MULTI_CONN: u16 = 1 << 8;
 /// What every backend of ours begins with.
 const BACKEND_PREFIX: &str = "lockstep:";
 /// How long the kernel may take to let go of a device.
@@ -29,6 +30,11 @@ pub(super) struct Device {
     pub(super) watch: Watch,
     pub(super) index: u32,
     pub(super) volume: VolumeName,
+    backend: String,
+    /// The process that connected it, which the kernel names as long as it is connected.
+    pid: u32,
+    /// Shows that somebody keeps it.
+    _claim: Option<UnixListener>,
     pub(super) size_bytes: u64,
     pub(super) connections: usize,
     /// Found connected; its connections may be lost already.
@@ -41,7 +47,7 @@ impl Device {
         volume: &VolumeName,
         server: &Server,
         options: &Options,
-        reconnects: bool,
+        again: &Again,
     ) -> anyhow::Result<Self> {
         let what = || format!("can't attach {volume}");
         let wanted = match &options.device {
@@ -61,16 +67,17 @@ impl Device {
             watch,
             index: 0,
             volume: volume.clone(),
+            backend: volume.backend(again.mark().as_deref()),
+            pid: 0,
+            _claim: None,
             size_bytes: 0,
             connections: usize::from(options.connections),
             adopted: false,
         };
-        if let Some(index) = device.orphan(wanted)? {
-            device.index = index;
+        if device.adopt(wanted)? {
             device.size_bytes = handshake::ask(server, &volume.export())
                 .with_context(what)?
                 .size_bytes;
-            device.adopted = true;
             return Ok(device);
         }
         let (sockets, terms) = open(server, volume, device.connections).with_context(what)?;
@@ -81,38 +88,60 @@ impl Device {
             size_bytes: terms.size_bytes,
             block_bytes: options.block_bytes,
             timeout_s: options.timeout_s,
-            dead_timeout_s: if reconnects {
-                options.dead_timeout_s
-            } else {
-                0
+            dead_timeout_s: match again {
+                Again::No => 0,
+                Again::Always | Again::While { .. } => options.dead_timeout_s,
             },
             server_flags: terms.flags,
             sockets: &sockets,
-            backend: &volume.backend(),
+            backend: &device.backend,
         };
         device.index = match device.nbd.connect(&connect) {
             Ok(index) => index,
             Err(error) => return Err(refusal(&error, volume, wanted)),
         };
+        device.pid = keeper_of(device.index).unwrap_or_default();
+        let deadline = Instant::now() + LIMIT;
+        device._claim = loop {
+            match claim(device.index) {
+                // The last device of this number was unmade a moment ago, and its keeper looks soon.
+                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                claimed => break claimed.ok(),
+            }
+        };
         Ok(device)
     }
 
-    /// The volume's device that was left by its keeper. An error when another one keeps it.
-    fn orphan(&self, wanted: Option<u32>) -> anyhow::Result<Option<u32>> {
-        let Some(device) = devices_of(&self.volume)?.into_iter().next() else {
-            return Ok(None);
+    /// Takes over the volume's device that was left by its keeper, if there is one. An error when
+    /// another process keeps it, or when the disk is not what the device's user knows.
+    fn adopt(&mut self, wanted: Option<u32>) -> anyhow::Result<bool> {
+        let Some(path) = devices_of(&self.volume)?.into_iter().next() else {
+            return Ok(false);
         };
-        let index = device_number(&device, "nbd");
-        let kept = index.and_then(keeper_of).is_some_and(is_lockstep);
-        if kept || (wanted.is_some() && wanted != index) {
+        let (volume, shown) = (&self.volume, path.display());
+        let found = device_number(&path, "nbd").and_then(|i| Some((i, keeper_of(i)?)));
+        let Some((index, pid)) = found else {
+            return Ok(false);
+        };
+        let free = !is_lockstep(pid) && wanted.is_none_or(|wanted| wanted == index);
+        let claimed = if free { claim(index).ok() } else { None };
+        let Some(claimed) = claimed else {
             bail!(
-                "can't attach {}: it is attached already, as {}\n  to do: use that, or `lockstep detach {}` first",
-                self.volume,
-                device.display(),
-                device.display()
+                "can't attach {volume}: it is attached already, as {shown}\n  to do: use that, or `lockstep detach {shown}` first"
+            );
+        };
+        if backend_of(index).as_ref() != Some(&self.backend) {
+            bail!(
+                "can't attach {volume}: it was attached as {shown}, nobody keeps that connected any more, and the disk may have been changed by others since\n  to do: unmount {shown}, `lockstep detach {shown}`, then attach it again"
             );
         }
-        Ok(index)
+        self.index = index;
+        self.pid = pid;
+        self._claim = Some(claimed);
+        self.adopted = true;
+        Ok(true)
     }
 
     /// Its name.
@@ -122,8 +151,8 @@ impl Device {
 
     /// It is there, and still this volume's.
     pub(super) fn is_connected(&self) -> bool {
-        keeper_of(self.index).is_some()
-            && backend_of(self.index).is_none_or(|backend| backend == self.volume.backend())
+        keeper_of(self.index) == Some(self.pid)
+            && backend_of(self.index).is_none_or(|backend| backend == self.backend)
     }
 
     /// Puts new connections in the place of lost ones.
@@ -139,9 +168,8 @@ impl Device {
     }
 
     fn reconfigure(&mut self, size_bytes: u64, sockets: &[OwnedFd]) -> io::Result<()> {
-        let backend = self.volume.backend();
         self.nbd
-            .reconfigure(self.index, &backend, size_bytes, sockets)?;
+            .reconfigure(self.index, &self.backend, size_bytes, sockets)?;
         self.size_bytes = size_bytes;
         Ok(())
     }
@@ -220,6 +248,12 @@ fn keeper_of(index: u32) -> Option<u32> {
     attribute(index, "pid")?.parse().ok()
 }
 
+/// What a keeper holds while it keeps a device: a socket of this name, which ends with the process.
+fn claim(index: u32) -> io::Result<UnixListener> {
+    let name = format!("lockstep/nbd{index}");
+    UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)
+}
+
 /// Whether a process is one of ours that runs.
 fn is_lockstep(pid: u32) -> bool {
     pid == std::process::id()
@@ -231,7 +265,9 @@ fn is_lockstep(pid: u32) -> bool {
 pub(super) fn devices_of(volume: &VolumeName) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for index in indices().context("can't read /sys/block")? {
-        if keeper_of(index).is_some() && backend_of(index) == Some(volume.backend()) {
+        if keeper_of(index).is_some()
+            && backend_of(index).is_some_and(|backend| volume.has_backend(&backend))
+        {
             found.push(path(index));
         }
     }

@@ -26,6 +26,7 @@ use anyhow::{Context, bail};
 use controller::core::Access;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Directory for attachments, in the node's data directory or in [`RUN`].
 const DIRECTORY: &str = "attach";
@@ -69,6 +70,20 @@ enum Again {
         client: Client,
         place: Box<ExportPlace>,
     },
+}
+
+impl Again {
+    /// By what a disk can be told from what others have made of it: a device that was left without its
+    /// keeper goes on with the same one only.
+    fn mark(&self) -> Option<String> {
+        let Self::While { place, .. } = self else {
+            return None;
+        };
+        Some(match place.access {
+            Access::Exclusive => format!("{}.epoch-{}", place.id, place.epoch),
+            Access::Follow => format!("{}.history-{}", place.id, place.history),
+        })
+    }
 }
 
 /// Makes the device.
@@ -132,7 +147,7 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs, json: bool) -> Out
     if args.background {
         nix::unistd::setsid().context("can't leave the terminal")?;
     }
-    let device = kernel::Device::attach(volume, &server, &options, !matches!(again, Again::No))?;
+    let device = kernel::Device::attach(volume, &server, &options, &again)?;
     tell(&device.path(), volume, json)?;
     if matches!(again, Again::No) && !args.foreground {
         return Ok(ExitCode::SUCCESS);
@@ -141,7 +156,8 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs, json: bool) -> Out
         keeper::leave_terminal(&place, volume)?;
     }
     service_manager::ready();
-    keeper::keep(device, &server, &again).await
+    let dead_limit = Duration::from_secs(options.dead_timeout_s.into());
+    keeper::keep(device, &server, &again, dead_limit).await
 }
 
 /// Unmakes the device.

@@ -48,9 +48,20 @@ impl VolumeName {
         self.to_string()
     }
 
-    /// What the kernel keeps with a device of ours, in `/sys/block/nbdX/backend`.
-    pub(super) fn backend(&self) -> String {
-        format!("lockstep:{}/{}", self.resource, self.number)
+    /// What the kernel keeps with a device of ours, in `/sys/block/nbdX/backend`: the volume, and by
+    /// what its disk can be told from what it may become.
+    pub(super) fn backend(&self, mark: Option<&str>) -> String {
+        let volume = format!("lockstep:{}/{}", self.resource, self.number);
+        match mark {
+            None => volume,
+            Some(mark) => format!("{volume}@{mark}"),
+        }
+    }
+
+    /// Does the device of this backend have the volume?
+    pub(super) fn has_backend(&self, backend: &str) -> bool {
+        let rest = backend.strip_prefix(&self.backend(None));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
     }
 
     /// The directory that nbdfuse mounts, under the one for attachments.
@@ -99,10 +110,15 @@ mod tests {
         ] {
             let volume: VolumeName = word.parse().unwrap();
             assert_eq!(
-                (volume.export().as_str(), volume.backend().as_str()),
+                (volume.export().as_str(), volume.backend(None).as_str()),
                 (export, backend)
             );
         }
+        let volume: VolumeName = "db/1".parse().unwrap();
+        assert_eq!(volume.backend(Some("7.epoch-2")), "lockstep:db/1@7.epoch-2");
+        assert!(volume.has_backend("lockstep:db/1"));
+        assert!(volume.has_backend("lockstep:db/1@7.epoch-2"));
+        assert!(!volume.has_backend("lockstep:db/12") && !volume.has_backend("db/1"));
         for word in ["", "/1", "db/", "db/x", "db/99999", "../etc", "a/b/c"] {
             let error = word.parse::<VolumeName>().unwrap_err().to_string();
             assert!(error.contains(&format!("\"{word}\"")), "{error}");

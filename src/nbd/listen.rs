@@ -1,6 +1,7 @@
 //! Where NBD clients connect: addresses, a unix socket, and what systemd hands over.
 
-use super::{ExportTable, NbdProtocol, tls};
+use super::tls::CurrentTls;
+use super::{ExportTable, NbdProtocol};
 use crate::config::NodeFile;
 use crate::data::bind;
 use anyhow::{Context, bail};
@@ -18,13 +19,13 @@ fn is_for_nbd(name: &str) -> bool {
     matches!(name, "nbd" | "unknown" | "connection" | "") || name.ends_with(".socket")
 }
 
-/// Serves NBD wherever the file and the process's environment say.
+/// Serves NBD wherever the file and the process's environment say; gives what it is encrypted with.
 pub(crate) fn start(
     file: &NodeFile,
     handle: &PlaneHandle,
     exports: &ExportTable,
-) -> anyhow::Result<()> {
-    let tls = file.nbd_tls.as_ref().map(tls::load).transpose();
+) -> anyhow::Result<Option<CurrentTls>> {
+    let tls = file.nbd_tls.as_ref().map(CurrentTls::load).transpose();
     let tls = tls.context("NBD can't be encrypted ([nbd_tls])")?;
     let is_required = file.nbd_tls.as_ref().is_some_and(|files| files.required);
     let protocol = |required: bool| {
@@ -86,7 +87,7 @@ pub(crate) fn start(
         // It is guarded by the permissions of its directory.
         handle.listen_clients(OwnedFd::from(listener), protocol(false), false);
     }
-    Ok(())
+    Ok(tls)
 }
 
 fn warn_of_strangers(file: &NodeFile, addresses: &[SocketAddr]) {

@@ -6,7 +6,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +46,42 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFilesErr
     Ok(found)
 }
 
-/// Reads the files.
-pub(crate) fn load(files: &NbdTls) -> Result<Arc<ServerConfig>, TlsFilesError> {
+/// What the files held when they were last read. Clones are one and the same.
+#[derive(Clone, Debug)]
+pub(crate) struct CurrentTls {
+    files: NbdTls,
+    config: Arc<Mutex<Arc<ServerConfig>>>,
+}
+
+impl CurrentTls {
+    /// Reads the files.
+    pub(crate) fn load(files: &NbdTls) -> Result<Self, TlsFilesError> {
+        Ok(Self {
+            files: files.clone(),
+            config: Arc::new(Mutex::new(load(files)?)),
+        })
+    }
+
+    /// For a new connection.
+    pub(crate) fn get(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config())
+    }
+
+    /// Reads the files anew. After an error all is as it was.
+    pub(crate) fn reload(&self) -> Result<(), TlsFilesError> {
+        let new = load(&self.files)?;
+        *self.config() = new;
+        Ok(())
+    }
+
+    fn config(&self) -> MutexGuard<'_, Arc<ServerConfig>> {
+        self.config
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+}
+
+fn load(files: &NbdTls) -> Result<Arc<ServerConfig>, TlsFilesError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let pair = |source| TlsFilesError::Pair {
         certificate: files.certificate.clone(),

@@ -60,7 +60,27 @@ impl Certificates {
         Self { directory }
     }
 
-    /// `client`, `stranger` or `nobody`: a directory as clients take it.
+    /// A new certificate for the server, of another authority: `renewed` are clients that trust it.
+    pub(crate) fn renew(&self) {
+        let (authority, ca) = authority("another operator");
+        let [certificate, key] = issue(&authority, &["127.0.0.1", "localhost"]);
+        let trusting = self.path("renewed");
+        std::fs::create_dir_all(&trusting).expect("a directory");
+        for (path, text) in [
+            (self.path("server.crt"), &certificate),
+            (self.path("server.key"), &key),
+            (trusting.join("ca-cert.pem"), &ca),
+        ] {
+            std::fs::write(path, text).expect("the file can be written");
+        }
+    }
+
+    /// The server's certificate is one no more.
+    pub(crate) fn spoil(&self) {
+        std::fs::write(self.path("server.crt"), "nothing").expect("the file can be written");
+    }
+
+    /// `client`, `stranger`, `nobody` or `renewed`: a directory as clients take it.
     pub(crate) fn of(&self, who: &str) -> PathBuf {
         self.path(who)
     }

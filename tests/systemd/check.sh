@@ -61,6 +61,7 @@ sync -f /srv/db/file
 
 # New certificates, if there were any: the node stays.
 before=$(main_pid lockstep.service)
+systemctl reload lockstep.service
 test "$(main_pid lockstep.service)" = "$before"
 
 # Without the disk no mount; with the mount the disk again.

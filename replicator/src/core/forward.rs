@@ -391,9 +391,15 @@ impl<P: Payload> Forwarder<P> {
 
     // ---- the link ----
 
-    /// Keeps the link to the record's primary up while there is something to ask, and sends what it
-    /// has not got yet.
-    pub(crate) fn drive(&mut self, step: &mut Step<'_, P>, record: Option<&Record>, ms: &Settings) {
+    /// Keeps the link to the record's primary up while there is something to ask (`asked`: besides what
+    /// is kept here), and sends what it has not got yet.
+    pub(crate) fn drive(
+        &mut self,
+        step: &mut Step<'_, P>,
+        record: Option<&Record>,
+        ms: &Settings,
+        asked: bool,
+    ) {
         let target = record
             .and_then(|r| Some((r.primary?, r.epoch)))
             .filter(|(primary, _)| *primary != self.node);
@@ -411,7 +417,7 @@ impl<P: Payload> Forwarder<P> {
             self.stranded = Some(step.now);
         }
         match (self.link, target) {
-            (Link::Idle, Some((peer, _))) if !idle && self.retry_at <= step.now => {
+            (Link::Idle, Some((peer, _))) if (!idle || asked) && self.retry_at <= step.now => {
                 self.link = Link::Dialing(peer);
                 self.backoff_ms =
                     (self.backoff_ms * 2).clamp(ms.reconnect_min_ms, ms.ping_interval_ms);
@@ -441,7 +447,7 @@ impl<P: Payload> Forwarder<P> {
         }
     }
 
-    fn close(&mut self, step: &mut Step<'_, P>) {
+    pub(crate) fn close(&mut self, step: &mut Step<'_, P>) {
         if let Link::Attaching(c) | Link::Attached(c) = self.link {
             step.emit(Action::Close { conn: c.conn });
         }
@@ -458,6 +464,21 @@ impl<P: Payload> Forwarder<P> {
     /// Is this connection the link?
     pub(crate) fn has(&self, conn: ConnId) -> bool {
         matches!(self.link, Link::Attaching(c) | Link::Attached(c) if c.conn == conn)
+    }
+
+    /// The link, once the primary has accepted it.
+    pub(crate) const fn attached(&self) -> Option<ConnId> {
+        match self.link {
+            Link::Attached(connected) => Some(connected.conn),
+            _ => None,
+        }
+    }
+
+    /// The primary has said something that concerns others.
+    pub(crate) const fn heard(&mut self, now: Time) {
+        if let Link::Attached(connected) = &mut self.link {
+            connected.heard = now;
+        }
     }
 
     /// A connection is there; false where it is not for the link.

@@ -9,6 +9,7 @@ mod clients;
 mod handle;
 mod peers;
 mod pulse;
+mod replies;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,6 @@ pub use handle::{
 };
 pub use pulse::Pulse;
 
-use self::block_status::StatusKey;
 use self::handle::Control;
 use super::client::{Client, ClientOp, ClientProtocol};
 use super::disk::Disk;
@@ -137,7 +137,7 @@ struct Plane {
     pool: Pool,
     io: DiskIo<DiskKey>,
     worker: Worker<WorkKey>,
-    looker: Looker<StatusKey>,
+    looker: Looker<WorkKey>,
     mailbox: Mailbox<Control>,
     report: ReportSink,
     now: Time,
@@ -656,7 +656,7 @@ impl Plane {
                 });
             }
             Control::Work(key, done) => self.work_done(key, done),
-            Control::Looked(key, holes) => self.looked(&key, holes),
+            Control::Looked(key, holes) => self.looked(key, holes),
             Control::Shutdown => self.begin_shutdown(),
         }
     }

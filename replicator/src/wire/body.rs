@@ -22,11 +22,12 @@
 //! A range is offset 8, len 8, volume 2, reserved 6. Write kinds: 0 client, 1 reconcile, 2 copy.
 //! `of`: 0 window, 1 bits, 2 bits for the node. Flags: `Write`, `Zero` bit 0 FUA; `Zero` bit 1 hole;
 //! `Release` bit 0 old; `HashReply` bit 0 the blocks were read; `Ranges` bit 0 the disk is known;
-//! `Grown` bit 0 it worked. `behind` and the frames that are missing here: see `forward`.
+//! `Grown` bit 0 it worked. `behind` and the frames that are missing here: see `forward` and `map`.
 
 use super::error::WireError;
 use super::forward;
 use super::kind::Kind;
+use super::map;
 use super::{MAX_HASHES, MAX_PAYLOAD_BYTES};
 use crate::core::api::{BlockHash, ClientRequest};
 use crate::core::message::{ClientMark, Message, RangesOf, Seq, VolumeRange, WriteKind};
@@ -445,6 +446,8 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
         | Kind::Attached
         | Kind::Forward
         | Kind::Answer => return forward::read(kind, body),
+        Kind::AskMap => map::read_question(read, body)?,
+        Kind::Map => map::read(read, body)?,
         Kind::Ranges => {
             let (head, ranges) = read.with_entries::<RangesHead, RawRange>(body)?;
             Message::Ranges {

@@ -12,6 +12,7 @@ use super::forward;
 use super::handshake::{LOCAL_OFFER, RawOffer, RejectBody};
 use super::header::{FLAG_PAYLOAD, HEADER_BYTES, RawHeader};
 use super::kind::Kind;
+use super::map;
 use super::{
     FrameContext, MAX_ACKS, MAX_HASHES, MAX_PAYLOAD_BYTES, PayloadBytes, PayloadCrc, VERSION,
 };
@@ -100,6 +101,8 @@ pub(super) const fn kind_of<P>(message: &Message<P>) -> Kind {
         Message::Attached { .. } => Kind::Attached,
         Message::Forward { .. } => Kind::Forward,
         Message::Answer { .. } => Kind::Answer,
+        Message::AskMap { .. } => Kind::AskMap,
+        Message::Map { .. } => Kind::Map,
     }
 }
 
@@ -149,7 +152,7 @@ fn append<P: PayloadBytes>(
 }
 
 /// Refuses more entries than a frame may have.
-fn check_count(kind: Kind, count: usize, limit: usize) -> Result<(), EncodeError> {
+pub(super) fn check_count(kind: Kind, count: usize, limit: usize) -> Result<(), EncodeError> {
     if count <= limit {
         Ok(())
     } else {
@@ -157,7 +160,7 @@ fn check_count(kind: Kind, count: usize, limit: usize) -> Result<(), EncodeError
     }
 }
 
-fn put(out: &mut Vec<u8>, body: &(impl IntoBytes + zerocopy::Immutable)) {
+pub(super) fn put(out: &mut Vec<u8>, body: &(impl IntoBytes + zerocopy::Immutable)) {
     out.extend_from_slice(body.as_bytes());
 }
 
@@ -188,7 +191,7 @@ fn range_request(kind: Kind, id: u64, at: &VolumeRange) -> Result<RangeRequestBo
 }
 
 /// A flag byte: `flag` where it is set.
-const fn flag(set: bool, flag: u8) -> u8 {
+pub(super) const fn flag(set: bool, flag: u8) -> u8 {
     if set { flag } else { 0 }
 }
 
@@ -327,6 +330,8 @@ fn write_body<P>(
         | Message::Attached { .. }
         | Message::Forward { .. }
         | Message::Answer { .. } => forward::write(kind, message, payload_len, out)?,
+        Message::AskMap { number, question } => put(out, &map::question(kind, *number, question)?),
+        Message::Map { number, map } => map::write(kind, *number, map, out)?,
     }
     Ok(())
 }

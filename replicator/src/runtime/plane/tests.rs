@@ -1,11 +1,12 @@
 //! The plane with real sockets and files, and with machines and a client protocol made for this.
 
 mod fakes;
+mod line;
 
 use self::fakes::{
-    CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, credentials, machine_of,
-    wait_until,
+    CLUSTER, Cluster, Node, RESOURCE, Store, ask, command, credentials, machine_of, wait_until,
 };
+use self::line::LineClient;
 use super::*;
 use crate::core::api::{Command, CommandError, Notice};
 use crate::runtime::tls::tests::Authority;

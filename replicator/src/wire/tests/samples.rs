@@ -6,6 +6,7 @@ use crate::core::message::{
     ClientMark, Message, NumberEntry, RangesOf, RefuseReason, Seq, SessionId, VolumeRange,
     WriteKind,
 };
+use crate::core::{Map, MapQuestion, Regions};
 use vocabulary::{
     ByteRange, DiskId, Epoch, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet, Record,
     VolumeId,
@@ -316,5 +317,43 @@ fn forwarding() -> Vec<(&'static str, Message<Data>)> {
         ("Answer, error", answer(Err(ClientError::Io))),
         ("Answer, no space", answer(Err(ClientError::NoSpace))),
         ("Answer, shutdown", answer(Err(ClientError::Shutdown))),
+        ("AskMap", ask_map(true, false)),
+        ("AskMap, both", ask_map(true, true)),
+        ("Map", map()),
+        (
+            "Map, unknown",
+            Message::Map {
+                number: 7,
+                map: Map::unknown(range),
+            },
+        ),
     ]
+}
+
+fn ask_map(holes: bool, lacking: bool) -> Message<Data> {
+    Message::AskMap {
+        number: 7,
+        question: MapQuestion {
+            at: at(3, 0x1000, 0x20_0000),
+            holes,
+            lacking,
+        },
+    }
+}
+
+pub(super) fn map() -> Message<Data> {
+    let regions = |ranges: &[(u64, u64)], end| Regions {
+        ranges: ranges
+            .iter()
+            .map(|(offset, len)| at(0, *offset, *len).range)
+            .collect(),
+        end,
+    };
+    Message::Map {
+        number: 7,
+        map: Map {
+            holes: regions(&[(0x1000, 0x1000), (0x3000, 0x8000)], 0x10_0000),
+            lacking: regions(&[(0x4000, 0x1000)], 0x20_1000),
+        },
+    }
 }

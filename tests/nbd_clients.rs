@@ -207,6 +207,58 @@ fn the_largest_payload_and_the_smallest_block_sizes_are_served() {
     assert!(list.lines().any(|line| line.trim() == "r0"), "{list}");
 }
 
+/// Every node has the same stores here, so what one does fast all do.
+const FAST_ZEROES: &str = "\
+    fast = nbd.CMD_FLAG_FAST_ZERO\n\
+    assert h.can_fast_zero()\n\
+    h.pwrite(b'x' * 65536, 0)\n\
+    h.zero(16384, 100, fast)\n\
+    assert h.pread(16386, 99) == b'x' + bytes(16384) + b'x'\n\
+    h.zero(48 << 20, 4096, fast)\n\
+    assert h.pread(65536, 0) == (b'x' * 100 + bytes(65436))[:4096] + bytes(61440)\n\
+    def kept(at):\n    \
+        h.pwrite(b'y' * 8192, at)\n    \
+        try:\n        \
+            h.zero(8192, at, fast | nbd.CMD_FLAG_NO_HOLE)\n    \
+        except nbd.Error as error:\n        \
+            assert error.errno in ('ENOTSUP', 'EOPNOTSUPP'), error\n        \
+            assert h.pread(8192, at) == b'y' * 8192\n        \
+            h.zero(8192, at, nbd.CMD_FLAG_NO_HOLE)\n        \
+            assert h.pread(8192, at) == bytes(8192)\n        \
+            return False\n    \
+        assert h.pread(8192, at) == bytes(8192)\n    \
+        return True\n\
+    print(kept(1 << 20))\n";
+
+#[test]
+fn zeroes_that_shall_be_fast_are_or_are_refused_on_every_node() {
+    let mut cluster = Cluster::start(2, SIZE);
+    let told: Vec<String> = (1..=2)
+        .map(|k| nbdsh(&cluster.uri(k), FAST_ZEROES))
+        .collect();
+    assert_eq!(told[0], told[1]);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let image = dir.path().join("image");
+    let mut bytes = vec![0; usize::try_from(SIZE).expect("small")];
+    bytes[5000..9000].fill(7);
+    std::fs::write(&image, bytes).expect("a file");
+    let image = image.display().to_string();
+    for k in 1..=2 {
+        let uri = cluster.uri(k);
+        // What was there before has to go, and both clients zero it fast.
+        run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 8M", &uri]);
+        let convert = ["convert", "-n", "-f", "raw", "-O", "raw", &image, &uri];
+        run("qemu-img", &convert);
+        let compare = ["compare", "-f", "raw", "-F", "raw", &image, &uri];
+        run("qemu-img", &compare);
+        run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 8M", &uri]);
+        run("nbdcopy", &[&image, &uri]);
+        run("qemu-img", &compare);
+        run("qemu-io", &["-f", "raw", "-c", "write -z -u -n 0 1M", &uri]);
+    }
+    cluster.stop_and_compare_replicas();
+}
+
 #[test]
 fn a_node_that_stops_lets_its_clients_go_in_order() {
     let mut cluster = Cluster::start(2, SIZE);

@@ -54,6 +54,38 @@ pub enum DiskError {
     NoSpace,
 }
 
+/// What a store zeroes without writing zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FastZeroes {
+    /// Where the space may be given back.
+    pub holes: bool,
+    /// Where it stays allocated.
+    pub allocated: bool,
+}
+
+impl FastZeroes {
+    /// Everything.
+    pub const ALL: Self = Self {
+        holes: true,
+        allocated: true,
+    };
+
+    /// Is a write of zeroes among it that may, or may not, punch a hole?
+    #[must_use]
+    pub const fn cover(self, hole: bool) -> bool {
+        if hole { self.holes } else { self.allocated }
+    }
+
+    /// What both zero so.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            holes: self.holes && other.holes,
+            allocated: self.allocated && other.allocated,
+        }
+    }
+}
+
 /// What a client wants.
 #[derive(Clone, Debug)]
 pub enum ClientRequest<P> {
@@ -79,6 +111,8 @@ pub enum ClientRequest<P> {
         hole: bool,
         /// On stable storage before the reply.
         fua: bool,
+        /// Refused where a store would have to write the zeroes.
+        fast: bool,
     },
     /// Everything answered before is on stable storage before the reply.
     Flush,
@@ -97,6 +131,8 @@ pub enum ClientError {
     NoSpace,
     /// This node stops serving (ESHUTDOWN).
     Shutdown,
+    /// Zeroing would not be fast, and nothing was changed (ENOTSUP).
+    NotFast,
 }
 
 /// Which nodes take clients' requests.
@@ -327,6 +363,8 @@ pub enum Event<P> {
         /// The connection.
         conn: ConnId,
     },
+    /// What all stores of this replica zero without writing, from now on; nothing before that is known.
+    FastZeroes(FastZeroes),
     /// Which nodes take clients' requests, from now on.
     Access(Access),
     /// What the cluster has agreed on, from now on.

@@ -3,7 +3,7 @@
 //! carries the cluster's, the resource's and the sender's epoch and record generation, so that a
 //! message of a new generation never comes before its record ("record travels first").
 
-use super::api::{BlockHash, ClientError, ClientRequest};
+use super::api::{BlockHash, ClientError, ClientRequest, FastZeroes};
 use super::map::{Map, MapQuestion};
 pub use super::sessions::MAX_SPAN;
 use serde::{Deserialize, Serialize};
@@ -132,6 +132,12 @@ pub enum Message<P> {
         of: RangesOf,
         /// The ranges, at most [`MAX_RANGES`].
         ranges: Vec<VolumeRange>,
+    },
+    /// R to P: what R's stores zero without writing: behind the welcome, where that is anything, and when
+    /// it changes.
+    FastZeroes {
+        /// That.
+        fast: FastZeroes,
     },
     /// R to P: all ranges of the welcome were sent.
     WelcomeEnd,

@@ -262,6 +262,12 @@ impl<P: Payload> Resource<P> {
                 self.message(step, conn, generation, message);
             }
             Event::Disconnected { conn } => self.disconnected(step, conn),
+            Event::FastZeroes(fast) => {
+                self.local.fast_zeroes = fast;
+                if let Role::Secondary(secondary) = &self.role {
+                    secondary.tell_fast_zeroes(step, fast);
+                }
+            }
             Event::Access(access) => self.set_access(step, access),
             Event::Terms(terms) => {
                 self.settings.lease_ms = terms.lease_ms;

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::io;
 use vocabulary::*;
 
+mod fast_zeroes;
 mod follow;
 mod forwarding;
 mod leases;
@@ -751,6 +752,7 @@ fn a_long_discard_is_done_in_pieces_and_answered_once() {
             range,
             hole: true,
             fua: false,
+            fast: false,
         },
     );
     assert!(c.ok(z));

@@ -30,7 +30,7 @@ use super::pool::{Pool, PoolBuf};
 use super::ring::{Completion, Fd, Op, Ring, Wait};
 use super::tls::PeerCredentials;
 use super::worker::{WorkDone, Worker};
-use crate::core::api::{Action, CommandId, DiskError, Event, OpId};
+use crate::core::api::{Action, CommandId, DiskError, Event, FastZeroes, OpId};
 use crate::core::status::Standing;
 use nix::time::{ClockId, clock_gettime};
 use slab::Slab;
@@ -104,6 +104,8 @@ struct ResourceSlot {
     machine: Box<dyn Machine>,
     disks: Vec<Arc<Disk>>,
     meta_bytes: fn(u64) -> u64,
+    /// As the machine was told.
+    fast_zeroes: FastZeroes,
     /// Disk requests and background work under way.
     pending: usize,
     reported: Option<(bool, Epoch, Generation, Standing)>,
@@ -360,6 +362,8 @@ impl Plane {
         loop {
             if let Some((key, outcome)) = self.io.take() {
                 self.disk_done(key, outcome);
+            } else if self.io.take_slowed() {
+                self.tell_fast_zeroes();
             } else if let Some((place, event)) = self.events.pop_front() {
                 self.feed(place, event);
             } else {
@@ -674,12 +678,27 @@ impl Plane {
             machine: (new.machine)(self.now),
             disks: new.disks,
             meta_bytes: new.meta_bytes,
+            fast_zeroes: FastZeroes::default(),
             pending: 0,
             reported: None,
             removed: None,
         });
         self.report_state(index);
+        self.tell_fast_zeroes();
         Ok(())
+    }
+
+    /// Tells machines what their stores zero without writing, where that is something else than before.
+    fn tell_fast_zeroes(&mut self) {
+        for (index, slot) in &mut self.resources {
+            let each = slot.disks.iter().map(|disk| disk.fast_zeroes());
+            let fast = each.fold(FastZeroes::ALL, FastZeroes::and);
+            if std::mem::replace(&mut slot.fast_zeroes, fast) != fast {
+                let serial = slot.serial;
+                let event = Event::FastZeroes(fast);
+                self.events.push_back((Place { index, serial }, event));
+            }
+        }
     }
 
     fn remove(&mut self, place: Place, reply: Reply<Result<(), PlaneError>>) {

@@ -2,9 +2,9 @@
 //! compute its checksum where the driver does not have it yet.
 
 use super::body::{
-    FLAG_FUA, FLAG_HOLE, FLAG_YES, FetchedBody, GrowBody, GrownBody, HashReplyHead, NumberBody,
-    RangeRequestBody, RawRange, ReleaseBody, WriteBody, ZeroBody, check_answer, check_range,
-    ranges_head, write_kind_code,
+    FLAG_ALLOCATED, FLAG_FUA, FLAG_HOLE, FLAG_YES, FastZeroesBody, FetchedBody, GrowBody,
+    GrownBody, HashReplyHead, NumberBody, RangeRequestBody, RawRange, ReleaseBody, WriteBody,
+    ZeroBody, check_answer, check_range, ranges_head, write_kind_code,
 };
 use super::control;
 use super::error::{EncodeError, RejectReason};
@@ -92,6 +92,7 @@ pub(super) const fn kind_of<P>(message: &Message<P>) -> Kind {
         Message::HandOverDone { .. } => Kind::HandOverDone,
         Message::Grow { .. } => Kind::Grow,
         Message::Grown { .. } => Kind::Grown,
+        Message::FastZeroes { .. } => Kind::FastZeroes,
         Message::DiskFailed => Kind::DiskFailed,
         Message::Ping { .. } => Kind::Ping,
         Message::Pong { .. } => Kind::Pong,
@@ -313,6 +314,13 @@ fn write_body<P>(
             let body = GrownBody {
                 id: (*id).into(),
                 flags: flag(*ok, FLAG_YES),
+                reserved: [0; 7],
+            };
+            put(out, &body);
+        }
+        Message::FastZeroes { fast } => {
+            let body = FastZeroesBody {
+                flags: flag(fast.holes, FLAG_YES) | flag(fast.allocated, FLAG_ALLOCATED),
                 reserved: [0; 7],
             };
             put(out, &body);

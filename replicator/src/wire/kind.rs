@@ -1,8 +1,8 @@
 //! Types of frames: their numbers, how long their bodies are, and who may send them.
 
 use super::body::{
-    FetchedBody, GrowBody, GrownBody, HASH_BYTES, HashReplyHead, NumberBody, RANGE_BYTES,
-    RANGES_HEAD_BYTES, RangeRequestBody, ReleaseBody, WriteBody, ZeroBody,
+    FastZeroesBody, FetchedBody, GrowBody, GrownBody, HASH_BYTES, HashReplyHead, NumberBody,
+    RANGE_BYTES, RANGES_HEAD_BYTES, RangeRequestBody, ReleaseBody, WriteBody, ZeroBody,
 };
 use super::forward::{AnswerBody, AttachBody, ForwardBody, NUMBER_BYTES};
 use super::handshake::{OFFER_BYTES, RejectBody};
@@ -146,6 +146,8 @@ kinds! {
     AskMap = 84, Follower;
     /// Its answer.
     Map = 85, Attached;
+    /// What the replica zeroes without writing.
+    FastZeroes = 55, Replica;
 }
 
 /// Longest record in postcard: numbers of 63 bits take 9 bytes, of 64 bits 10, of 128 bits 19;
@@ -191,6 +193,7 @@ impl Kind {
             Self::Fetched => exactly(size_of::<FetchedBody>()),
             Self::Grow => exactly(size_of::<GrowBody>()),
             Self::Grown => exactly(size_of::<GrownBody>()),
+            Self::FastZeroes => exactly(size_of::<FastZeroesBody>()),
             Self::Numbers => (
                 size_of::<NumberBody>(),
                 size_of::<NumberBody>() + MAX_NUMBERS * NUMBER_BYTES,

@@ -73,6 +73,7 @@ fn decoder_for(kind: Kind) -> Decoder {
         | Kind::Fetched
         | Kind::HandOverDone
         | Kind::Grown
+        | Kind::FastZeroes
         | Kind::DiskFailed => (dialing(), welcome()),
         _ => (accepting(), hello()),
     };

@@ -249,7 +249,12 @@ impl<P: Payload> Primary<P> {
             request: match request.body {
                 Body::Read => ClientRequest::Read { range },
                 Body::Write { data, fua } => ClientRequest::Write { range, data, fua },
-                Body::Zero { hole, fua } => ClientRequest::Zero { range, hole, fua },
+                Body::Zero { hole, fua, fast } => ClientRequest::Zero {
+                    range,
+                    hole,
+                    fua,
+                    fast,
+                },
                 Body::Flush => ClientRequest::Flush,
             },
         });

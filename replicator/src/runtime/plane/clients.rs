@@ -394,10 +394,11 @@ impl Plane {
             (ClientCommand::Read | ClientCommand::Write, _) => {
                 ClientRequest::Read { range: op.range }
             }
-            (ClientCommand::Zero { hole }, _) => ClientRequest::Zero {
+            (ClientCommand::Zero { hole, fast }, _) => ClientRequest::Zero {
                 range: op.range,
                 hole,
                 fua: op.fua,
+                fast,
             },
             (ClientCommand::Flush | ClientCommand::Status { .. } | ClientCommand::Nothing, _) => {
                 ClientRequest::Flush

@@ -2,7 +2,7 @@
 
 use super::samples::node;
 use super::{CONTEXT, Data, Stream, decoder_for, frame, head, hello, payload, reseal, welcome};
-use crate::core::api::{BlockHash, ClientError, ClientRequest};
+use crate::core::api::{BlockHash, ClientError, ClientRequest, FastZeroes};
 use crate::core::message::{
     ClientMark, MAX_MAP_RANGES, MAX_NUMBERS, MAX_RANGES, MAX_SPAN, Message, NumberEntry, RangesOf,
     RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
@@ -110,8 +110,14 @@ fn requests() -> impl Strategy<Value = ClientRequest<Data>> {
                 fua,
             }
         }),
-        (range(), any::<bool>(), any::<bool>())
-            .prop_map(|(range, hole, fua)| ClientRequest::Zero { range, hole, fua }),
+        (range(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(range, hole, fua, fast)| ClientRequest::Zero {
+                range,
+                hole,
+                fua,
+                fast
+            }
+        ),
         Just(ClientRequest::Flush),
     ]
 }
@@ -171,6 +177,7 @@ fn answers() -> impl Strategy<Value = Message<Data>> {
         Just(ClientError::Io),
         Just(ClientError::NoSpace),
         Just(ClientError::Shutdown),
+        Just(ClientError::NotFast),
     ];
     let results = prop_oneof![
         option::of(data()).prop_map(Ok),
@@ -332,6 +339,9 @@ fn from_replica() -> impl Strategy<Value = Message<Data>> {
     prop_oneof![
         Just(Message::WelcomeEnd),
         Just(Message::DiskFailed),
+        (any::<bool>(), any::<bool>()).prop_map(|(holes, allocated)| Message::FastZeroes {
+            fast: FastZeroes { holes, allocated },
+        }),
         vec(any::<u64>(), 0..100).prop_map(|seqs| Message::Acks {
             seqs: seqs.into_iter().map(Seq).collect()
         }),

@@ -1,7 +1,7 @@
 //! One message of every type and variant.
 
 use super::Data;
-use crate::core::api::{BlockHash, ClientError, ClientRequest};
+use crate::core::api::{BlockHash, ClientError, ClientRequest, FastZeroes};
 use crate::core::message::{
     ClientMark, Message, NumberEntry, RangesOf, RefuseReason, Seq, SessionId, VolumeRange,
     WriteKind,
@@ -234,6 +234,21 @@ pub(super) fn all() -> Vec<(&'static str, Message<Data>)> {
         ),
         ("Grown", Message::Grown { id: 18, ok: true }),
         ("Grown, no", Message::Grown { id: 19, ok: false }),
+        (
+            "FastZeroes",
+            Message::FastZeroes {
+                fast: FastZeroes {
+                    holes: true,
+                    allocated: false,
+                },
+            },
+        ),
+        (
+            "FastZeroes, all",
+            Message::FastZeroes {
+                fast: FastZeroes::ALL,
+            },
+        ),
         ("DiskFailed", Message::DiskFailed),
         ("Ping", Message::Ping { token: 20 }),
         ("Pong", Message::Pong { token: 20 }),
@@ -278,6 +293,13 @@ fn forwarding() -> Vec<(&'static str, Message<Data>)> {
         range,
         hole: true,
         fua: false,
+        fast: false,
+    };
+    let fast = ClientRequest::Zero {
+        range,
+        hole: false,
+        fua: true,
+        fast: true,
     };
     let entry = |number, torn| NumberEntry {
         mark: ClientMark {
@@ -305,6 +327,7 @@ fn forwarding() -> Vec<(&'static str, Message<Data>)> {
         ("Attached", attached()),
         ("Forward, write", forward(false, write)),
         ("Forward, zero", forward(true, zero)),
+        ("Forward, fast zero", forward(false, fast)),
         (
             "Forward, read",
             forward(false, ClientRequest::Read { range }),
@@ -317,6 +340,7 @@ fn forwarding() -> Vec<(&'static str, Message<Data>)> {
         ("Answer, error", answer(Err(ClientError::Io))),
         ("Answer, no space", answer(Err(ClientError::NoSpace))),
         ("Answer, shutdown", answer(Err(ClientError::Shutdown))),
+        ("Answer, not fast", answer(Err(ClientError::NotFast))),
         ("AskMap", ask_map(true, false)),
         ("AskMap, both", ask_map(true, true)),
         ("Map", map()),

@@ -4,8 +4,8 @@
 use super::super::*;
 use super::line::{LineClient, LineProtocol};
 use crate::core::api::{
-    BlockHash, ClientError, ClientRequest, Command, CommandError, ConnId, LossReason, Notice,
-    RequestId,
+    BlockHash, ClientError, ClientRequest, Command, CommandError, ConnId, FastZeroes, LossReason,
+    Notice, RequestId,
 };
 use crate::core::message::{ClientMark, Message, Seq, SessionId, VolumeRange, WriteKind};
 use crate::core::status::{DiskState, ReplicationState, Role, Standing, Status};
@@ -96,6 +96,12 @@ impl Store {
         }
     }
 
+    pub(super) fn open(&self) -> Disk {
+        let disk = Disk::open(&self.config()).unwrap();
+        disk.set_volume_bytes(VOLUME_BYTES).unwrap();
+        disk
+    }
+
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) {
         let file = std::fs::File::open(self.config().path).unwrap();
         file.read_exact_at(into, offset).unwrap();
@@ -124,6 +130,7 @@ pub(super) struct Fake {
     peer: Option<NodeId>,
     conn: Option<ConnId>,
     dial_at: Option<Time>,
+    fast_zeroes: FastZeroes,
     ops: u64,
     then: BTreeMap<u64, Then>,
     ranges: BTreeMap<u64, ByteRange>,
@@ -151,6 +158,14 @@ impl Fake {
             | ClientRequest::Zero { range, .. } => range.outward(4096),
             ClientRequest::Flush => ByteRange::between(0, 0),
         };
+        if let ClientRequest::Zero {
+            hole, fast: true, ..
+        } = request
+            && !self.fast_zeroes.cover(hole)
+        {
+            let result = Err(ClientError::NotFast);
+            return out.push(Action::Reply { id, result });
+        }
         if self.ranges.values().any(|busy| busy.overlaps(range)) {
             self.queue.push((id, request));
             return;
@@ -165,7 +180,9 @@ impl Fake {
         let action = match request {
             ClientRequest::Read { range } => Action::Read { op, volume, range },
             ClientRequest::Flush => Action::Flush { op, volume },
-            ClientRequest::Zero { range, hole, fua } => Action::Zero {
+            ClientRequest::Zero {
+                range, hole, fua, ..
+            } => Action::Zero {
                 op,
                 volume,
                 range,
@@ -310,6 +327,7 @@ impl Machine for Fake {
                 let result = if ok { Ok(()) } else { Err(CommandError::Busy) };
                 out.push(Action::CommandDone { id, result });
             }
+            Event::FastZeroes(fast) => self.fast_zeroes = fast,
             Event::AskMap { id, question } => {
                 let VolumeRange { volume, range } = question.at;
                 let op = self.op(Then::Map(id, question));
@@ -449,8 +467,11 @@ impl Machine for Fake {
 
 /// A resource on a store, mirrored to node 1 if told so.
 pub(super) fn machine_of(store: &Store, mirrored: bool) -> NewResource {
-    let disk = Disk::open(&store.config()).unwrap();
-    disk.set_volume_bytes(VOLUME_BYTES).unwrap();
+    machine_on(store.open(), mirrored)
+}
+
+/// As that, on a store that is open.
+pub(super) fn machine_on(disk: Disk, mirrored: bool) -> NewResource {
     let dials = mirrored.then(|| node_id(1));
     NewResource {
         cluster: CLUSTER,
@@ -478,7 +499,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn empty(peer_address: &str, change: impl FnOnce(&mut PlaneConfig)) -> Self {
+    pub(super) fn empty(peer_address: &str, change: impl FnOnce(&mut PlaneConfig)) -> Self {
         let reports = Arc::new(Mutex::new(Vec::new()));
         let sink = reports.clone();
         let mut config =

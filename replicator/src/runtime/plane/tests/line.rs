@@ -39,7 +39,10 @@ impl ClientConnection for Line {
         let command = match op {
             b'r' => ClientCommand::Read,
             b'w' => ClientCommand::Write,
-            b'z' => ClientCommand::Zero { hole: true },
+            b'z' | b'h' | b'a' | b'k' => ClientCommand::Zero {
+                hole: matches!(op, b'z' | b'h'),
+                fast: matches!(op, b'h' | b'a'),
+            },
             b'f' => ClientCommand::Flush,
             b's' => ClientCommand::Status {
                 allocation: true,
@@ -175,8 +178,13 @@ impl LineClient {
     }
 
     pub(super) fn zero(&mut self, offset: u64, len: usize) -> Result<(), ()> {
+        self.zero_by(b'z', offset, len)
+    }
+
+    /// With or without a hole: `z` and `k`, fast or not at all: `h` and `a`.
+    pub(super) fn zero_by(&mut self, op: u8, offset: u64, len: usize) -> Result<(), ()> {
         self.stream
-            .write_all(&Self::request(b'z', 3, offset, len))
+            .write_all(&Self::request(op, 3, offset, len))
             .unwrap();
         self.answer(0).1.map(drop)
     }

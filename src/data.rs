@@ -10,10 +10,10 @@ use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
 use controller::core::{Node, OnNoQuorum, Policy};
+use replicator::core::Resource;
 use replicator::core::api::{Access, Action, Command, CommandError, Event, Settings, Terms};
 use replicator::core::attach::{self, AttachError, Expected, NewVolume, Source};
 use replicator::core::status::{Role, Standing, Status};
-use replicator::core::{Regions, Resource};
 use replicator::runtime::client::OpenClient;
 use replicator::runtime::disk::places::Places;
 use replicator::runtime::disk::{Disk, DiskConfig, MetaPlace, OpenError};
@@ -39,8 +39,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use vocabulary::{
-    ByteRange, ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId,
-    Time, VolumeId,
+    ClusterId, DiskId, Epoch, Generation, Member, NodeId, Record, Refusal, ResourceId, Time,
+    VolumeId,
 };
 
 /// A primary that is being closed gets this long to demote.
@@ -128,14 +128,6 @@ impl Machine for Driven {
 
     fn takes_clients(&self) -> bool {
         self.0.takes_clients()
-    }
-
-    fn unsettled(&self, now: Time, volume: VolumeId, range: ByteRange) -> Option<Regions> {
-        self.0.unsettled(now, volume, range)
-    }
-
-    fn out_of_sync(&self, volume: VolumeId, range: ByteRange) -> Option<Regions> {
-        self.0.out_of_sync(volume, range)
     }
 
     fn standing(&self) -> Standing {

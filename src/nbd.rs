@@ -102,6 +102,8 @@ impl ExportTable {
             description: format!("volume {volume} of {}, mirrored by lockstep", entry.name),
             // A flush covers what was answered on every connection (RULES 1).
             can_multi_conn: true,
+            // Each request finds out whether all replicas are fast as they are then.
+            can_fast_zero: true,
             meta_contexts: &CONTEXTS,
             ..ExportInfo::new(own_name, size_bytes)
         };
@@ -274,9 +276,13 @@ fn to_op(request: &Request) -> ClientOp {
         Command::Read => ClientCommand::Read,
         Command::Write => ClientCommand::Write,
         Command::Flush => ClientCommand::Flush,
-        Command::Trim => ClientCommand::Zero { hole: true },
+        Command::Trim => ClientCommand::Zero {
+            hole: true,
+            fast: false,
+        },
         Command::WriteZeroes => ClientCommand::Zero {
             hole: !request.flags.no_hole(),
+            fast: request.flags.fast_zero(),
         },
         Command::Cache => ClientCommand::Nothing,
         Command::BlockStatus => ClientCommand::Status {
@@ -321,6 +327,7 @@ const fn to_nbd(error: ClientError, op: &ClientOp) -> NbdError {
         ClientError::Io => NbdError::Io,
         ClientError::NoSpace => NbdError::NoSpace,
         ClientError::Shutdown => NbdError::ShuttingDown,
+        ClientError::NotFast => NbdError::NotSupported,
     }
 }
 
@@ -415,6 +422,18 @@ mod tests {
             contexts: Contexts::NONE,
         };
         assert!(to_op(&fua).fua);
+        let zero = |flags| {
+            to_op(&Request {
+                command: Command::WriteZeroes,
+                flags: CommandFlags::from_bits(flags),
+                ..fua
+            })
+        };
+        let zeroes = |hole, fast| ClientCommand::Zero { hole, fast };
+        assert_eq!(zero(0).command, zeroes(true, false));
+        assert_eq!(zero(0b10).command, zeroes(false, false));
+        assert_eq!(zero(0b1_0000).command, zeroes(true, true));
+        assert_eq!(zero(0b1_0010).command, zeroes(false, true));
     }
 
     #[test]
@@ -435,5 +454,6 @@ mod tests {
             NbdError::NotPermitted
         );
         assert_eq!(to_nbd(ClientError::Shutdown, &read), NbdError::ShuttingDown);
+        assert_eq!(to_nbd(ClientError::NotFast, &write), NbdError::NotSupported);
     }
 }

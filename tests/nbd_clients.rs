@@ -68,8 +68,10 @@ fn holes_are_told_and_copies_keep_them() {
     let json = run("qemu-img", &["map", "--output=json", "-f", "raw", &uri]);
     let seen: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(seen.as_array().map(Vec::len), Some(5), "{json}");
-    // A node that is not the primary can't know whether its store is still in sync.
-    assert_eq!(map(&cluster.uri(2), "base:allocation"), [(0, SIZE, 0)]);
+    // Every node asks the primary.
+    for k in [2, 3] {
+        assert_eq!(map(&cluster.uri(k), "base:allocation"), written);
+    }
 
     let dir = tempfile::tempdir().expect("a temporary directory");
     let copy = dir.path().join("copy").display().to_string();
@@ -80,22 +82,42 @@ fn holes_are_told_and_copies_keep_them() {
             &["compare", "-f", "raw", "-F", "raw", &copy, &uri],
         );
     }
-    run(
-        "qemu-img",
-        &["convert", "-f", "raw", "-O", "raw", &uri, &copy],
-    );
-    run(
-        "qemu-img",
-        &["compare", "-f", "raw", "-F", "raw", &copy, &uri],
-    );
-    let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&copy).expect("a copy"));
-    assert!(
-        blocks * 512 <= MIB,
-        "{blocks} blocks of 512: the copy has lost its holes"
-    );
+    for k in [1, 2] {
+        let from = cluster.uri(k);
+        run(
+            "qemu-img",
+            &["convert", "-f", "raw", "-O", "raw", &from, &copy],
+        );
+        run(
+            "qemu-img",
+            &["compare", "-f", "raw", "-F", "raw", &copy, &uri],
+        );
+        let copied = std::fs::metadata(&copy).expect("a copy");
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&copied);
+        assert!(
+            blocks * 512 <= MIB,
+            "{blocks} blocks of 512: the copy from node {k} has lost its holes"
+        );
+    }
 
-    client.trim(MIB, 65536).expect("a discard");
-    assert_eq!(map(&uri, "base:allocation")[0], (0, 40 * MIB, 3));
+    cluster.client(2).trim(MIB, 65536).expect("a discard");
+    for k in 1..=3 {
+        let told = map(&cluster.uri(k), "base:allocation");
+        assert_eq!(told[0], (0, 40 * MIB, 3), "node {k}");
+    }
+    // Each extent of a part, as a client that goes on from the end of the last answer sees it.
+    let script = "\
+        seen = []\n\
+        def extents(context, offset, found, error):\n    seen.append((context, found))\n\
+        h.block_status(8192, (40 << 20) - 4096, extents)\n\
+        assert seen == [('base:allocation', [4096, 3, 4096, 0])], seen\n";
+    for k in [1, 3] {
+        let connect = format!(
+            "h.add_meta_context('base:allocation')\nh.connect_uri('{}')\n{script}",
+            cluster.uri(k)
+        );
+        run("nbdsh", &["-c", &connect]);
+    }
     run("nbdcopy", &["--destination-is-zero", &copy, &uri]);
     run(
         "qemu-img",
@@ -110,16 +132,13 @@ fn what_a_lost_replica_lacks_is_told_until_it_is_back() {
     let mut cluster = Cluster::start(3, SIZE);
     let uri = cluster.uri(1);
     assert_eq!(map(&uri, context), [(0, SIZE, 0)]);
-    assert_eq!(
-        map(&cluster.uri(2), context),
-        [(0, SIZE, 1)],
-        "only the primary knows"
-    );
+    assert_eq!(map(&cluster.uri(2), context), [(0, SIZE, 0)]);
     cluster.kill_node(3);
     cluster.wait_evicted(1, 3);
     let mut client = cluster.client(1);
     client.write(20 * MIB + 8192, &[7; 4096]).expect("a write");
     let told = map(&uri, context);
+    assert_eq!(map(&cluster.uri(2), context), told);
     let lacking = (20 * MIB + 8192, 4096, 1);
     assert!(told.contains(&lacking), "{lacking:?} is not among {told:?}");
     let bytes: u64 = told.iter().map(|(_, length, lacks)| length * lacks).sum();
@@ -186,6 +205,58 @@ fn the_largest_payload_and_the_smallest_block_sizes_are_served() {
         &["-l", "127.0.0.1", &cluster.port(1).to_string()],
     );
     assert!(list.lines().any(|line| line.trim() == "r0"), "{list}");
+}
+
+/// Every node has the same stores here, so what one does fast all do.
+const FAST_ZEROES: &str = "\
+    fast = nbd.CMD_FLAG_FAST_ZERO\n\
+    assert h.can_fast_zero()\n\
+    h.pwrite(b'x' * 65536, 0)\n\
+    h.zero(16384, 100, fast)\n\
+    assert h.pread(16386, 99) == b'x' + bytes(16384) + b'x'\n\
+    h.zero(48 << 20, 4096, fast)\n\
+    assert h.pread(65536, 0) == (b'x' * 100 + bytes(65436))[:4096] + bytes(61440)\n\
+    def kept(at):\n    \
+        h.pwrite(b'y' * 8192, at)\n    \
+        try:\n        \
+            h.zero(8192, at, fast | nbd.CMD_FLAG_NO_HOLE)\n    \
+        except nbd.Error as error:\n        \
+            assert error.errno in ('ENOTSUP', 'EOPNOTSUPP'), error\n        \
+            assert h.pread(8192, at) == b'y' * 8192\n        \
+            h.zero(8192, at, nbd.CMD_FLAG_NO_HOLE)\n        \
+            assert h.pread(8192, at) == bytes(8192)\n        \
+            return False\n    \
+        assert h.pread(8192, at) == bytes(8192)\n    \
+        return True\n\
+    print(kept(1 << 20))\n";
+
+#[test]
+fn zeroes_that_shall_be_fast_are_or_are_refused_on_every_node() {
+    let mut cluster = Cluster::start(2, SIZE);
+    let told: Vec<String> = (1..=2)
+        .map(|k| nbdsh(&cluster.uri(k), FAST_ZEROES))
+        .collect();
+    assert_eq!(told[0], told[1]);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let image = dir.path().join("image");
+    let mut bytes = vec![0; usize::try_from(SIZE).expect("small")];
+    bytes[5000..9000].fill(7);
+    std::fs::write(&image, bytes).expect("a file");
+    let image = image.display().to_string();
+    for k in 1..=2 {
+        let uri = cluster.uri(k);
+        // What was there before has to go, and both clients zero it fast.
+        run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 8M", &uri]);
+        let convert = ["convert", "-n", "-f", "raw", "-O", "raw", &image, &uri];
+        run("qemu-img", &convert);
+        let compare = ["compare", "-f", "raw", "-F", "raw", &image, &uri];
+        run("qemu-img", &compare);
+        run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 8M", &uri]);
+        run("nbdcopy", &[&image, &uri]);
+        run("qemu-img", &compare);
+        run("qemu-io", &["-f", "raw", "-c", "write -z -u -n 0 1M", &uri]);
+    }
+    cluster.stop_and_compare_replicas();
 }
 
 #[test]

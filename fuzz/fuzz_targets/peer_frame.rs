@@ -7,7 +7,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use replicator::core::api::Payload;
-use replicator::core::message::{MAX_NUMBERS, MAX_RANGES, Message};
+use replicator::core::message::{MAX_MAP_RANGES, MAX_NUMBERS, MAX_RANGES, Message};
 use replicator::wire::{
     Decoded, Decoder, FrameContext, HEADER_BYTES, Kind, MAX_ACKS, MAX_BODY_BYTES, MAX_HASHES,
     MAX_PAYLOAD_BYTES, MAX_VOLUMES, PayloadBytes, VERSION, encode,
@@ -104,6 +104,10 @@ fn check(message: &Message<Data>) {
             assert!(ranges.len() <= MAX_RANGES);
         }
         Message::Numbers { entries, .. } => assert!(entries.len() <= MAX_NUMBERS),
+        Message::Map { map, .. } => {
+            assert!(map.holes.ranges.len() <= MAX_MAP_RANGES);
+            assert!(map.lacking.ranges.len() <= MAX_MAP_RANGES);
+        }
         Message::Acks { seqs } => assert!(seqs.len() <= MAX_ACKS),
         Message::HashReply {
             hashes: Some(hashes),

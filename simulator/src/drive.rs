@@ -131,6 +131,10 @@ impl World {
                 size_bytes,
                 ..
             } => self.submit(id, op, volume, OpKind::Grow(size_bytes)),
+            Action::Look { .. } | Action::Map { .. } => {
+                let what = format!("node {id} deals with a question that nobody asked");
+                self.broken(Rule::Bounded, what);
+            }
             Action::Dial { peer } => {
                 let up = self.node(peer).is_on() && self.net.joined(id, peer);
                 let us = if up {

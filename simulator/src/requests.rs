@@ -133,6 +133,7 @@ impl World {
                 range: *range,
                 hole: *hole,
                 fua: *fua,
+                fast: false,
             },
             Ask::Flush => ClientRequest::Flush,
         };
@@ -220,9 +221,12 @@ impl World {
                         let stamps = pending.write.map(|w| self.checker.stamps(w));
                         (a, f) == (range, fua) && stamps.as_deref() == Some(data.as_slice())
                     }
-                    (Ask::Zero(a, h, f), ClientRequest::Zero { range, hole, fua }) => {
-                        (a, h, f) == (range, hole, fua)
-                    }
+                    (
+                        Ask::Zero(a, h, f),
+                        ClientRequest::Zero {
+                            range, hole, fua, ..
+                        },
+                    ) => (a, h, f) == (range, hole, fua),
                     (Ask::Flush, ClientRequest::Flush) => true,
                     _ => false,
                 }

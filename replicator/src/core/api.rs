@@ -3,7 +3,9 @@
 //! their order. *Persist before send* is the order of that outbox: the core emits a message that
 //! promises something only after the [`Event::MetaDone`] of the write that makes it durable.
 
+use super::map::{Map, MapQuestion};
 use super::message::Message;
+use super::primary::Regions;
 use crate::store::Layout;
 use vocabulary::{
     ByteRange, ClusterId, DiskId, Epoch, Generation, Incarnation, NodeId, NodeSet, Record, Refusal,
@@ -29,7 +31,8 @@ pub trait Payload: Clone + std::fmt::Debug {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
 
-/// A client's request, named by the driver; comes back exactly once in [`Action::Reply`].
+/// A client's request, named by the driver; comes back exactly once in [`Action::Reply`], or in
+/// [`Action::Map`] where it is a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
@@ -49,6 +52,38 @@ pub enum DiskError {
     Io(i32),
     /// No space is left on the device below (ENOSPC, EDQUOT).
     NoSpace,
+}
+
+/// What a store zeroes without writing zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FastZeroes {
+    /// Where the space may be given back.
+    pub holes: bool,
+    /// Where it stays allocated.
+    pub allocated: bool,
+}
+
+impl FastZeroes {
+    /// Everything.
+    pub const ALL: Self = Self {
+        holes: true,
+        allocated: true,
+    };
+
+    /// Is a write of zeroes among it that may, or may not, punch a hole?
+    #[must_use]
+    pub const fn cover(self, hole: bool) -> bool {
+        if hole { self.holes } else { self.allocated }
+    }
+
+    /// What both zero so.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            holes: self.holes && other.holes,
+            allocated: self.allocated && other.allocated,
+        }
+    }
 }
 
 /// What a client wants.
@@ -76,6 +111,8 @@ pub enum ClientRequest<P> {
         hole: bool,
         /// On stable storage before the reply.
         fua: bool,
+        /// Refused where a store would have to write the zeroes.
+        fast: bool,
     },
     /// Everything answered before is on stable storage before the reply.
     Flush,
@@ -94,6 +131,8 @@ pub enum ClientError {
     NoSpace,
     /// This node stops serving (ESHUTDOWN).
     Shutdown,
+    /// Zeroing would not be fast, and nothing was changed (ENOTSUP).
+    NotFast,
 }
 
 /// Which nodes take clients' requests.
@@ -287,6 +326,20 @@ pub enum Event<P> {
         /// What it wants.
         request: ClientRequest<P>,
     },
+    /// A client's question about a range.
+    AskMap {
+        /// Its name.
+        id: RequestId,
+        /// What it wants to know.
+        question: MapQuestion,
+    },
+    /// The store was looked at (see [`Action::Look`]).
+    Looked {
+        /// The request.
+        op: OpId,
+        /// Its holes, as far as was looked; none where that can't be found out.
+        holes: Regions,
+    },
     /// A connection that [`Action::Dial`] asked for is there.
     Dialed {
         /// The peer.
@@ -313,6 +366,8 @@ pub enum Event<P> {
         /// The connection.
         conn: ConnId,
     },
+    /// What all stores of this replica zero without writing, from now on; nothing before that is known.
+    FastZeroes(FastZeroes),
     /// Which nodes take clients' requests, from now on.
     Access(Access),
     /// What the cluster has agreed on, from now on.
@@ -440,6 +495,16 @@ pub enum Action<P> {
         /// Where its metadata are: no other place counts any more.
         layout: Layout,
     },
+    /// Look where a part of the volume's store has holes, in the background; answer with
+    /// [`Event::Looked`].
+    Look {
+        /// Its name, among looks.
+        op: OpId,
+        /// The volume.
+        volume: VolumeId,
+        /// Where.
+        range: ByteRange,
+    },
     /// Connect to the peer; answer with [`Event::Dialed`] or [`Event::DialFailed`].
     Dial {
         /// The peer.
@@ -464,6 +529,13 @@ pub enum Action<P> {
         id: RequestId,
         /// `Some` for a read.
         result: Result<Option<P>, ClientError>,
+    },
+    /// Answer a client's question. There is always an answer.
+    Map {
+        /// The question.
+        id: RequestId,
+        /// What is known.
+        map: Map,
     },
     /// Close all connections of the resource's clients once they are answered: what they have not
     /// sent yet must not be taken for a continuation.

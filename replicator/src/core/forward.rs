@@ -29,6 +29,17 @@ struct Whole {
     id: RequestId,
     left: usize,
     result: Result<(), ClientError>,
+    rest: Option<Rest>,
+}
+
+/// Of a write of zeroes that shall be fast, what lies behind its first piece. That one alone finds out
+/// whether it is: a refusal says that nothing was changed.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    volume: VolumeId,
+    range: ByteRange,
+    hole: bool,
+    fua: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -200,19 +211,58 @@ impl<P: Payload> Forwarder<P> {
     /// Keeps a request for a primary.
     pub(crate) fn keep(&mut self, id: RequestId, volume: VolumeId, request: ClientRequest<P>) {
         match request {
-            ClientRequest::Zero { range, hole, fua } if !is_one_piece(range) => {
-                let pieces: Vec<ByteRange> = pieces(range).collect();
-                let whole = self.wholes.insert(Whole {
-                    id,
-                    left: pieces.len(),
-                    result: Ok(()),
-                });
-                for range in pieces {
-                    let request = ClientRequest::Zero { range, hole, fua };
-                    self.enter(Waiter::Piece(whole), volume, request, false);
+            ClientRequest::Zero {
+                range,
+                hole,
+                fua,
+                fast,
+            } if !is_one_piece(range) => {
+                let mut first = range;
+                if fast && let Some(piece) = pieces(range).next() {
+                    first = piece;
                 }
+                let range = ByteRange::between(first.end(), range.end());
+                let key = self.wholes.insert(Whole {
+                    id,
+                    left: 0,
+                    result: Ok(()),
+                    rest: fast.then_some(Rest {
+                        volume,
+                        range,
+                        hole,
+                        fua,
+                    }),
+                });
+                let first = Rest {
+                    volume,
+                    range: first,
+                    hole,
+                    fua,
+                };
+                self.enter_pieces(key, first, fast);
             }
             request => self.enter(Waiter::Client(id), volume, request, false),
+        }
+    }
+
+    fn enter_pieces(&mut self, key: usize, of: Rest, fast: bool) {
+        let Rest {
+            volume,
+            range,
+            hole,
+            fua,
+        } = of;
+        for range in pieces(range) {
+            if let Some(whole) = self.wholes.get_mut(key) {
+                whole.left += 1;
+            }
+            let request = ClientRequest::Zero {
+                range,
+                hole,
+                fua,
+                fast,
+            };
+            self.enter(Waiter::Piece(key), volume, request, false);
         }
     }
 
@@ -308,14 +358,20 @@ impl<P: Payload> Forwarder<P> {
                 };
                 whole.left -= 1;
                 whole.result = whole.result.and(result.map(|_| ()));
-                if whole.left == 0 {
-                    let whole = self.wholes.remove(key);
-                    let result = whole.result.map(|()| None);
-                    step.emit(Action::Reply {
-                        id: whole.id,
-                        result,
-                    });
+                if whole.left > 0 {
+                    return;
                 }
+                if whole.result.is_ok()
+                    && let Some(rest) = whole.rest.take()
+                {
+                    return self.enter_pieces(key, rest, false);
+                }
+                let whole = self.wholes.remove(key);
+                let result = whole.result.map(|()| None);
+                step.emit(Action::Reply {
+                    id: whole.id,
+                    result,
+                });
             }
         }
     }
@@ -391,9 +447,15 @@ impl<P: Payload> Forwarder<P> {
 
     // ---- the link ----
 
-    /// Keeps the link to the record's primary up while there is something to ask, and sends what it
-    /// has not got yet.
-    pub(crate) fn drive(&mut self, step: &mut Step<'_, P>, record: Option<&Record>, ms: &Settings) {
+    /// Keeps the link to the record's primary up while there is something to ask (`asked`: besides what
+    /// is kept here), and sends what it has not got yet.
+    pub(crate) fn drive(
+        &mut self,
+        step: &mut Step<'_, P>,
+        record: Option<&Record>,
+        ms: &Settings,
+        asked: bool,
+    ) {
         let target = record
             .and_then(|r| Some((r.primary?, r.epoch)))
             .filter(|(primary, _)| *primary != self.node);
@@ -411,7 +473,7 @@ impl<P: Payload> Forwarder<P> {
             self.stranded = Some(step.now);
         }
         match (self.link, target) {
-            (Link::Idle, Some((peer, _))) if !idle && self.retry_at <= step.now => {
+            (Link::Idle, Some((peer, _))) if (!idle || asked) && self.retry_at <= step.now => {
                 self.link = Link::Dialing(peer);
                 self.backoff_ms =
                     (self.backoff_ms * 2).clamp(ms.reconnect_min_ms, ms.ping_interval_ms);
@@ -441,7 +503,7 @@ impl<P: Payload> Forwarder<P> {
         }
     }
 
-    fn close(&mut self, step: &mut Step<'_, P>) {
+    pub(crate) fn close(&mut self, step: &mut Step<'_, P>) {
         if let Link::Attaching(c) | Link::Attached(c) = self.link {
             step.emit(Action::Close { conn: c.conn });
         }
@@ -458,6 +520,21 @@ impl<P: Payload> Forwarder<P> {
     /// Is this connection the link?
     pub(crate) fn has(&self, conn: ConnId) -> bool {
         matches!(self.link, Link::Attaching(c) | Link::Attached(c) if c.conn == conn)
+    }
+
+    /// The link, once the primary has accepted it.
+    pub(crate) const fn attached(&self) -> Option<ConnId> {
+        match self.link {
+            Link::Attached(connected) => Some(connected.conn),
+            _ => None,
+        }
+    }
+
+    /// The primary has said something that concerns others.
+    pub(crate) const fn heard(&mut self, now: Time) {
+        if let Link::Attached(connected) = &mut self.link {
+            connected.heard = now;
+        }
     }
 
     /// A connection is there; false where it is not for the link.

@@ -9,7 +9,9 @@ mod bits;
 mod metadata;
 mod window;
 
-use super::api::{Action, BlockHash, DiskError, Identity, Notice, OpId, Payload, Settings};
+use super::api::{
+    Action, BlockHash, DiskError, FastZeroes, Identity, Notice, OpId, Payload, Settings,
+};
 use super::attach::AttachedVolume;
 use super::block_set::BlockSet;
 use super::message::{ClientMark, Seq, VolumeRange, WriteKind};
@@ -142,6 +144,8 @@ pub(crate) struct Local<P> {
     busy: usize,
     failed: bool,
     closing: Closing,
+    /// What all stores zero without writing.
+    pub(crate) fast_zeroes: FastZeroes,
     /// RULES 12.
     pub(crate) sessions: Sessions,
 }
@@ -210,6 +214,7 @@ impl<P: Payload> Local<P> {
             busy: 0,
             failed: false,
             closing: Closing::No,
+            fast_zeroes: FastZeroes::default(),
             sessions: Sessions::default(),
         }
     }

@@ -3,7 +3,8 @@
 //! carries the cluster's, the resource's and the sender's epoch and record generation, so that a
 //! message of a new generation never comes before its record ("record travels first").
 
-use super::api::{BlockHash, ClientError, ClientRequest};
+use super::api::{BlockHash, ClientError, ClientRequest, FastZeroes};
+use super::map::{Map, MapQuestion};
 pub use super::sessions::MAX_SPAN;
 use serde::{Deserialize, Serialize};
 use vocabulary::{
@@ -131,6 +132,12 @@ pub enum Message<P> {
         of: RangesOf,
         /// The ranges, at most [`MAX_RANGES`].
         ranges: Vec<VolumeRange>,
+    },
+    /// R to P: what R's stores zero without writing: behind the welcome, where that is anything, and when
+    /// it changes.
+    FastZeroes {
+        /// That.
+        fast: FastZeroes,
     },
     /// R to P: all ranges of the welcome were sent.
     WelcomeEnd,
@@ -308,6 +315,20 @@ pub enum Message<P> {
         /// `Some` for a read.
         result: Result<Option<P>, ClientError>,
     },
+    /// F to P: a client's question. At most 64 are under way on a connection.
+    AskMap {
+        /// Names the answer.
+        number: u64,
+        /// What it wants to know.
+        question: MapQuestion,
+    },
+    /// P to F: the answer, of what P holds at this moment.
+    Map {
+        /// The question.
+        number: u64,
+        /// At most [`MAX_MAP_RANGES`] ranges of each sort.
+        map: Map,
+    },
     /// Either way: still there?
     Ping {
         /// Comes back.
@@ -341,6 +362,9 @@ pub const MAX_RANGES: usize = 4096;
 
 /// Most numbers in one message (48 bytes each, 96 KiB).
 pub const MAX_NUMBERS: usize = 2048;
+
+/// Most ranges of one sort in a map: both sorts fit into a frame (16 bytes each, 64 KiB).
+pub const MAX_MAP_RANGES: usize = 2048;
 
 /// Longest piece of a discard or write of zeroes that is done in one go: a client's discard may
 /// cover gigabytes (the kernel sends up to 4 GiB), which would hold the range too long and touch

@@ -20,6 +20,7 @@ pub mod attach;
 mod block_set;
 mod forward;
 mod local;
+mod map;
 pub mod message;
 pub mod mutation;
 mod primary;
@@ -32,9 +33,11 @@ pub mod status;
 mod tests;
 mod window;
 
+pub use map::{Map, MapQuestion};
 pub use primary::Regions;
 pub use resource::Resource;
 
+use api::ConnId;
 use message::Seq;
 use std::collections::VecDeque;
 use vocabulary::Time;

@@ -8,6 +8,7 @@ use super::api::{
 use super::attach::AttachedVolume;
 use super::forward::Forwarder;
 use super::local::{Completion, Done, Local};
+use super::map::{Asker, Questions};
 use super::message::{ClientMark, Message, RefuseReason};
 use super::mutation::{Mutation, mutated};
 use super::primary::{Asked, Cx, Forwarded, Origin, Primary, Stage, next_history};
@@ -21,6 +22,7 @@ use vocabulary::{
 const TICK_MS: u64 = 50;
 
 mod clients;
+mod maps;
 mod record;
 mod view;
 
@@ -60,6 +62,7 @@ pub struct Resource<P> {
     local: Local<P>,
     role: Role<P>,
     forwarder: Forwarder<P>,
+    questions: Questions,
     promotion: Option<Promotion>,
     closing: Option<CommandId>,
     closed: bool,
@@ -92,6 +95,7 @@ impl<P: Payload> Resource<P> {
             local: Local::new(identity, volumes),
             role: Role::Secondary(Box::new(Secondary::new(count))),
             forwarder: Forwarder::new(identity.node),
+            questions: Questions::default(),
             promotion: None,
             closing: None,
             closed: false,
@@ -200,6 +204,7 @@ impl<P: Payload> Resource<P> {
             }
         }
         self.forwarder.tick(step, &self.settings);
+        self.tick_questions(step);
         self.tick_promotion(step);
         self.settle(step);
     }
@@ -231,6 +236,10 @@ impl<P: Payload> Resource<P> {
                 volume,
                 request,
             } => self.client(step, id, volume, request),
+            Event::AskMap { id, question } => {
+                self.ask(now, Asker::Client(id), question);
+            }
+            Event::Looked { op, holes } => self.looked(step, op, holes),
             Event::Dialed { peer, conn } => {
                 if !self.forwarder.dialed(step, peer, conn) {
                     self.as_primary(
@@ -252,23 +261,13 @@ impl<P: Payload> Resource<P> {
             } => {
                 self.message(step, conn, generation, message);
             }
-            Event::Disconnected { conn } => match (&mut self.role, &self.record) {
-                _ if self.forwarder.has(conn) => self.forwarder.disconnected(conn),
-                (Role::Secondary(secondary), _) => {
-                    secondary.disconnected(step, &mut self.local, conn);
+            Event::Disconnected { conn } => self.disconnected(step, conn),
+            Event::FastZeroes(fast) => {
+                self.local.fast_zeroes = fast;
+                if let Role::Secondary(secondary) = &self.role {
+                    secondary.tell_fast_zeroes(step, fast);
                 }
-                (Role::Primary(primary), Some(record)) => {
-                    primary.disconnected(
-                        &mut Cx {
-                            step,
-                            local: &mut self.local,
-                            record,
-                        },
-                        conn,
-                    );
-                }
-                (Role::Primary(_), None) => {}
-            },
+            }
             Event::Access(access) => self.set_access(step, access),
             Event::Terms(terms) => {
                 self.settings.lease_ms = terms.lease_ms;
@@ -299,6 +298,17 @@ impl<P: Payload> Resource<P> {
             Event::Command { id, command } => self.command(step, id, command),
         }
         self.settle(step);
+    }
+
+    fn disconnected(&mut self, step: &mut Step<'_, P>, conn: ConnId) {
+        self.questions.forget(conn);
+        if self.forwarder.has(conn) {
+            self.forwarder.disconnected(conn);
+        } else if let Role::Secondary(secondary) = &mut self.role {
+            secondary.disconnected(step, &mut self.local, conn);
+        } else {
+            self.as_primary(step, |primary, cx| primary.disconnected(cx, conn), |_| ());
+        }
     }
 
     /// Closes a batch of events that were handed in together: what is better said once than many
@@ -337,6 +347,7 @@ impl<P: Payload> Resource<P> {
                 self.local_done(step, (tag, at, done));
             }
             self.forward(step);
+            self.drive_questions(step);
             match &mut self.role {
                 Role::Secondary(secondary) => {
                     if let Some(record) = &self.record {
@@ -463,6 +474,12 @@ impl<P: Payload> Resource<P> {
                     |primary, cx| primary.forwarded(cx, conn, generation > known, forwarded),
                     |step| step.emit(Action::Close { conn }),
                 );
+            }
+            Message::AskMap { number, question } => {
+                self.ask_from(step, conn, number, question);
+            }
+            Message::Map { number, map } if self.forwarder.has(conn) => {
+                self.told(step, number, map);
             }
             message if self.forwarder.has(conn) => self.forwarder.message(step, message),
             Message::Record { record } => {

@@ -4,7 +4,7 @@
 
 mod opening;
 
-use super::api::{Action, BlockHash, ConnId, DiskError, Notice, Payload, Settings};
+use super::api::{Action, BlockHash, ConnId, DiskError, FastZeroes, Notice, Payload, Settings};
 use super::local::{Done, Local};
 use super::message::{
     ClientMark, MAX_RANGES, Message, RangesOf, RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
@@ -145,6 +145,15 @@ impl<P: Payload> Secondary<P> {
     /// Is this the connection of the present session?
     pub(crate) fn in_session(&self, conn: ConnId) -> bool {
         self.session.as_ref().is_some_and(|s| s.conn == conn)
+    }
+
+    /// Its stores have changed what they zero without writing.
+    pub(crate) fn tell_fast_zeroes(&self, step: &mut Step<'_, P>, fast: FastZeroes) {
+        if let Some(session) = &self.session {
+            let message = Message::FastZeroes { fast };
+            let conn = session.conn;
+            step.emit(Action::Send { conn, message });
+        }
     }
 
     pub(crate) fn disconnected(

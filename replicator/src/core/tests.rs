@@ -13,9 +13,11 @@ use std::collections::BTreeMap;
 use std::io;
 use vocabulary::*;
 
+mod fast_zeroes;
 mod follow;
 mod forwarding;
 mod leases;
+mod maps;
 mod regions;
 mod terms;
 mod upkeep;
@@ -111,6 +113,11 @@ struct Cluster {
     word: bool,
     /// Answers to forwarded requests are lost.
     lose_answers: bool,
+    maps: BTreeMap<u64, Map>,
+    /// Looks at stores do not end: whose they are, and what they told.
+    hold_looks: bool,
+    looks: Vec<(usize, Event<Bytes>)>,
+    questions: usize,
     sent: Vec<(usize, &'static str, u64)>,
 }
 
@@ -181,6 +188,10 @@ impl Cluster {
             mute: Vec::new(),
             word: true,
             lose_answers: false,
+            maps: BTreeMap::new(),
+            hold_looks: false,
+            looks: Vec::new(),
+            questions: 0,
             sent: Vec::new(),
         };
         for node in 0..count {
@@ -319,6 +330,17 @@ impl Cluster {
             Action::Grow { op, .. } => {
                 work.push_back((node, Event::GrowDone { op, result: Ok(()) }))
             }
+            Action::Look { op, range, .. } => {
+                let holes = n.data.holes(range);
+                let looked = (node, Event::Looked { op, holes });
+                match self.hold_looks {
+                    true => self.looks.push(looked),
+                    false => work.push_back(looked),
+                }
+            }
+            Action::Map { id, map } => {
+                assert!(self.maps.insert(id.0, map).is_none(), "answered twice");
+            }
             Action::Dial { peer } => {
                 let to = usize::from(peer.get());
                 if self.nodes[to].core.is_some() {
@@ -333,9 +355,11 @@ impl Cluster {
             Action::Send { conn, message } => {
                 if let Some((a, b)) = self.conns.get(&conn) {
                     let to = if *a == node { *b } else { *a };
-                    if self.lose_answers && matches!(message, Message::Answer { .. }) {
+                    let answer = matches!(message, Message::Answer { .. } | Message::Map { .. });
+                    if self.lose_answers && answer {
                         return;
                     }
+                    self.questions += usize::from(matches!(message, Message::AskMap { .. }));
                     if let Message::Write {
                         kind: WriteKind::Copy,
                         data,
@@ -731,6 +755,7 @@ fn a_long_discard_is_done_in_pieces_and_answered_once() {
             range,
             hole: true,
             fua: false,
+            fast: false,
         },
     );
     assert!(c.ok(z));

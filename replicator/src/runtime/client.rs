@@ -26,6 +26,8 @@ pub enum ClientCommand {
     Zero {
         /// Its space may be given back.
         hole: bool,
+        /// Refused where the zeroes would have to be written.
+        fast: bool,
     },
     /// What was answered is on stable storage.
     Flush,

@@ -5,8 +5,10 @@
 mod holes;
 pub mod io;
 pub mod places;
+mod zeroing;
 
 use self::places::Places;
+use self::zeroing::Zeroing;
 use super::pool::{ALIGN, Pool};
 use super::ring::{Fd, sys};
 use crate::core::api::DiskError;
@@ -130,6 +132,7 @@ pub struct Disk {
     /// Memory file systems: no stable storage below, a flush is nothing.
     in_memory: bool,
     engine: Engine,
+    zeroing: Zeroing,
     /// Unit of offsets, lengths and memory that `data` takes: 1 where it is buffered.
     align: u64,
     meta_align: u64,
@@ -231,6 +234,7 @@ impl Disk {
             Some(engine) => engine,
             None => probe_engine(&data).map_err(wrap)?,
         };
+        let zeroing = Zeroing::probe(&data, &config.path);
         let data_fd: Fd = Arc::new(data.file.into());
         let places = match &config.meta {
             MetaPlace::SideFile(_) => None,
@@ -245,6 +249,7 @@ impl Disk {
             is_device: data.is_device,
             in_memory: data.in_memory,
             engine,
+            zeroing,
             align: data.align,
             meta_align,
             volume_bytes: AtomicU64::new(0),

@@ -9,6 +9,7 @@ mod clients;
 mod handle;
 mod peers;
 mod pulse;
+mod replies;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,6 @@ pub use handle::{
 };
 pub use pulse::Pulse;
 
-use self::block_status::StatusKey;
 use self::handle::Control;
 use super::client::{Client, ClientOp, ClientProtocol, OpenClient};
 use super::disk::Disk;
@@ -30,7 +30,7 @@ use super::pool::{Pool, PoolBuf};
 use super::ring::{Completion, Fd, Op, Ring, Wait};
 use super::tls::PeerCredentials;
 use super::worker::{WorkDone, Worker};
-use crate::core::api::{Action, Command, CommandId, DiskError, Event, OpId};
+use crate::core::api::{Action, Command, CommandId, DiskError, Event, FastZeroes, OpId};
 use crate::core::status::Standing;
 use nix::time::{ClockId, clock_gettime};
 use slab::Slab;
@@ -104,6 +104,8 @@ struct ResourceSlot {
     machine: Box<dyn Machine>,
     disks: Vec<Arc<Disk>>,
     meta_bytes: fn(u64) -> u64,
+    /// As the machine was told.
+    fast_zeroes: FastZeroes,
     /// Disk requests and background work under way.
     pending: usize,
     reported: Option<(bool, Epoch, Generation, Standing)>,
@@ -137,7 +139,7 @@ struct Plane {
     pool: Pool,
     io: DiskIo<DiskKey>,
     worker: Worker<WorkKey>,
-    looker: Looker<StatusKey>,
+    looker: Looker<WorkKey>,
     mailbox: Mailbox<Control>,
     report: ReportSink,
     now: Time,
@@ -360,6 +362,8 @@ impl Plane {
         loop {
             if let Some((key, outcome)) = self.io.take() {
                 self.disk_done(key, outcome);
+            } else if self.io.take_slowed() {
+                self.tell_fast_zeroes();
             } else if let Some((place, event)) = self.events.pop_front() {
                 self.feed(place, event);
             } else {
@@ -661,7 +665,7 @@ impl Plane {
                 });
             }
             Control::Work(key, done) => self.work_done(key, done),
-            Control::Looked(key, holes) => self.looked(&key, holes),
+            Control::Looked(key, holes) => self.looked(key, holes),
             Control::Shutdown => self.begin_shutdown(),
         }
     }
@@ -699,12 +703,27 @@ impl Plane {
             machine: (new.machine)(self.now),
             disks: new.disks,
             meta_bytes: new.meta_bytes,
+            fast_zeroes: FastZeroes::default(),
             pending: 0,
             reported: None,
             removed: None,
         });
         self.report_state(index);
+        self.tell_fast_zeroes();
         Ok(())
+    }
+
+    /// Tells machines what their stores zero without writing, where that is something else than before.
+    fn tell_fast_zeroes(&mut self) {
+        for (index, slot) in &mut self.resources {
+            let each = slot.disks.iter().map(|disk| disk.fast_zeroes());
+            let fast = each.fold(FastZeroes::ALL, FastZeroes::and);
+            if std::mem::replace(&mut slot.fast_zeroes, fast) != fast {
+                let serial = slot.serial;
+                let event = Event::FastZeroes(fast);
+                self.events.push_back((Place { index, serial }, event));
+            }
+        }
     }
 
     fn remove(&mut self, place: Place, reply: Reply<Result<(), PlaneError>>) {

@@ -17,18 +17,20 @@
 //! | `Grown`                      | id 8, flags 1, reserved 7                                                            |
 //! | `HandOverEnd`, `HandOverDone`| id 8                                                                                 |
 //! | `Ping`, `Pong`               | token 8                                                                              |
+//! | `FastZeroes`                 | flags 1, reserved 7                                                                  |
 //! | `WelcomeEnd`, `DiskFailed`   | nothing                                                                              |
 //!
 //! A range is offset 8, len 8, volume 2, reserved 6. Write kinds: 0 client, 1 reconcile, 2 copy.
 //! `of`: 0 window, 1 bits, 2 bits for the node. Flags: `Write`, `Zero` bit 0 FUA; `Zero` bit 1 hole;
 //! `Release` bit 0 old; `HashReply` bit 0 the blocks were read; `Ranges` bit 0 the disk is known;
-//! `Grown` bit 0 it worked. `behind` and the frames that are missing here: see `forward`.
+//! `Grown` bit 0 it worked; `FastZeroes` bit 0 holes, bit 1 allocated. `behind` and the frames that are missing here: see `forward` and `map`.
 
 use super::error::WireError;
 use super::forward;
 use super::kind::Kind;
+use super::map;
 use super::{MAX_HASHES, MAX_PAYLOAD_BYTES};
-use crate::core::api::{BlockHash, ClientRequest};
+use crate::core::api::{BlockHash, ClientRequest, FastZeroes};
 use crate::core::message::{ClientMark, Message, RangesOf, Seq, VolumeRange, WriteKind};
 use vocabulary::{BLOCK_BYTES, ByteRange, DiskId, NodeId, NodeSet, VolumeId};
 use zerocopy::little_endian::{U16, U32, U64, U128};
@@ -123,6 +125,11 @@ bodies! {
         volume: U16,
         reserved: [u8; 6],
     }
+    /// `FastZeroes`.
+    FastZeroesBody: 8 {
+        flags: u8,
+        reserved: [u8; 7],
+    }
     /// `Grown`.
     GrownBody: 16 {
         id: U64,
@@ -142,8 +149,10 @@ pub(super) const HASH_BYTES: usize = size_of::<U128>();
 pub(super) const FLAG_FUA: u8 = 1;
 /// `Zero`: punch a hole.
 pub(super) const FLAG_HOLE: u8 = 2;
-/// `Release`, `HashReply`, `Ranges`, `Grown`: their only yes or no.
+/// `Release`, `HashReply`, `Ranges`, `Grown`: their only yes or no. `FastZeroes`: with holes.
 pub(super) const FLAG_YES: u8 = 1;
+/// `FastZeroes`: allocated.
+pub(super) const FLAG_ALLOCATED: u8 = 2;
 
 const OF_WINDOW: u8 = 0;
 const OF_BITS: u8 = 1;
@@ -445,6 +454,8 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
         | Kind::Attached
         | Kind::Forward
         | Kind::Answer => return forward::read(kind, body),
+        Kind::AskMap => map::read_question(read, body)?,
+        Kind::Map => map::read(read, body)?,
         Kind::Ranges => {
             let (head, ranges) = read.with_entries::<RangesHead, RawRange>(body)?;
             Message::Ranges {
@@ -549,6 +560,17 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
             Message::Grown {
                 id: raw.id.get(),
                 ok: raw.flags & FLAG_YES != 0,
+            }
+        }
+        Kind::FastZeroes => {
+            let raw: &FastZeroesBody = read.whole(body)?;
+            read.zero(&raw.reserved)?;
+            read.flags(raw.flags, FLAG_YES | FLAG_ALLOCATED)?;
+            Message::FastZeroes {
+                fast: FastZeroes {
+                    holes: raw.flags & FLAG_YES != 0,
+                    allocated: raw.flags & FLAG_ALLOCATED != 0,
+                },
             }
         }
         Kind::DiskFailed => Message::DiskFailed,

@@ -2,9 +2,9 @@
 //! compute its checksum where the driver does not have it yet.
 
 use super::body::{
-    FLAG_FUA, FLAG_HOLE, FLAG_YES, FetchedBody, GrowBody, GrownBody, HashReplyHead, NumberBody,
-    RangeRequestBody, RawRange, ReleaseBody, WriteBody, ZeroBody, check_answer, check_range,
-    ranges_head, write_kind_code,
+    FLAG_ALLOCATED, FLAG_FUA, FLAG_HOLE, FLAG_YES, FastZeroesBody, FetchedBody, GrowBody,
+    GrownBody, HashReplyHead, NumberBody, RangeRequestBody, RawRange, ReleaseBody, WriteBody,
+    ZeroBody, check_answer, check_range, ranges_head, write_kind_code,
 };
 use super::control;
 use super::error::{EncodeError, RejectReason};
@@ -12,6 +12,7 @@ use super::forward;
 use super::handshake::{LOCAL_OFFER, RawOffer, RejectBody};
 use super::header::{FLAG_PAYLOAD, HEADER_BYTES, RawHeader};
 use super::kind::Kind;
+use super::map;
 use super::{
     FrameContext, MAX_ACKS, MAX_HASHES, MAX_PAYLOAD_BYTES, PayloadBytes, PayloadCrc, VERSION,
 };
@@ -91,6 +92,7 @@ pub(super) const fn kind_of<P>(message: &Message<P>) -> Kind {
         Message::HandOverDone { .. } => Kind::HandOverDone,
         Message::Grow { .. } => Kind::Grow,
         Message::Grown { .. } => Kind::Grown,
+        Message::FastZeroes { .. } => Kind::FastZeroes,
         Message::DiskFailed => Kind::DiskFailed,
         Message::Ping { .. } => Kind::Ping,
         Message::Pong { .. } => Kind::Pong,
@@ -100,6 +102,8 @@ pub(super) const fn kind_of<P>(message: &Message<P>) -> Kind {
         Message::Attached { .. } => Kind::Attached,
         Message::Forward { .. } => Kind::Forward,
         Message::Answer { .. } => Kind::Answer,
+        Message::AskMap { .. } => Kind::AskMap,
+        Message::Map { .. } => Kind::Map,
     }
 }
 
@@ -149,7 +153,7 @@ fn append<P: PayloadBytes>(
 }
 
 /// Refuses more entries than a frame may have.
-fn check_count(kind: Kind, count: usize, limit: usize) -> Result<(), EncodeError> {
+pub(super) fn check_count(kind: Kind, count: usize, limit: usize) -> Result<(), EncodeError> {
     if count <= limit {
         Ok(())
     } else {
@@ -157,7 +161,7 @@ fn check_count(kind: Kind, count: usize, limit: usize) -> Result<(), EncodeError
     }
 }
 
-fn put(out: &mut Vec<u8>, body: &(impl IntoBytes + zerocopy::Immutable)) {
+pub(super) fn put(out: &mut Vec<u8>, body: &(impl IntoBytes + zerocopy::Immutable)) {
     out.extend_from_slice(body.as_bytes());
 }
 
@@ -188,7 +192,7 @@ fn range_request(kind: Kind, id: u64, at: &VolumeRange) -> Result<RangeRequestBo
 }
 
 /// A flag byte: `flag` where it is set.
-const fn flag(set: bool, flag: u8) -> u8 {
+pub(super) const fn flag(set: bool, flag: u8) -> u8 {
     if set { flag } else { 0 }
 }
 
@@ -314,6 +318,13 @@ fn write_body<P>(
             };
             put(out, &body);
         }
+        Message::FastZeroes { fast } => {
+            let body = FastZeroesBody {
+                flags: flag(fast.holes, FLAG_YES) | flag(fast.allocated, FLAG_ALLOCATED),
+                reserved: [0; 7],
+            };
+            put(out, &body);
+        }
         Message::WelcomeEnd | Message::DiskFailed => {}
         Message::Flush { seq } | Message::FlushAck { seq } => put(out, &number(seq.0)),
         Message::HandOverEnd { id } | Message::HandOverDone { id } => put(out, &number(*id)),
@@ -327,6 +338,8 @@ fn write_body<P>(
         | Message::Attached { .. }
         | Message::Forward { .. }
         | Message::Answer { .. } => forward::write(kind, message, payload_len, out)?,
+        Message::AskMap { number, question } => put(out, &map::question(kind, *number, question)?),
+        Message::Map { number, map } => map::write(kind, *number, map, out)?,
     }
     Ok(())
 }

@@ -13,8 +13,8 @@
 //! A number is session 8, number 8, offset 8, len 8, behind 4, volume 2, flags 1 (bit 0 torn),
 //! reserved 1. `behind`: how far below the number all are answered, less than [`MAX_SPAN`].
 //! Requests: 0 read, 1 write (the payload), 2 zero, 3 flush (no range). Flags of `Forward`: bit 0
-//! FUA, bit 1 hole, bit 2 sent again. Outcomes: 0 done, 1 not the primary, 2 out of range, 3 I/O
-//! error, 4 no space, 5 shutdown.
+//! FUA, bit 1 hole, bit 2 sent again, bit 3 fast. Outcomes: 0 done, 1 not the primary, 2 out of range, 3 I/O
+//! error, 4 no space, 5 shutdown, 6 not fast.
 
 use super::body::{FLAG_FUA, FLAG_HOLE, FLAG_YES, Reader, WithoutPayload, check_range};
 use super::error::{EncodeError, WireError};
@@ -29,6 +29,8 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 /// `Forward`: a primary may have the request already.
 const FLAG_AGAIN: u8 = 4;
+/// `Forward`: refused where it is not fast.
+const FLAG_FAST: u8 = 8;
 
 const READ: u8 = 0;
 const WRITE: u8 = 1;
@@ -36,12 +38,13 @@ const ZERO: u8 = 2;
 const FLUSH: u8 = 3;
 
 /// Outcomes but 0, in the order of their numbers from 1 on.
-const ERRORS: [ClientError; 5] = [
+const ERRORS: [ClientError; 6] = [
     ClientError::NotPrimary,
     ClientError::OutOfRange,
     ClientError::Io,
     ClientError::NoSpace,
     ClientError::Shutdown,
+    ClientError::NotFast,
 ];
 
 /// `Forward`.
@@ -185,8 +188,14 @@ pub(super) fn write<P>(
             let (code, range, flags) = match request {
                 ClientRequest::Read { range } => (READ, *range, 0),
                 ClientRequest::Write { range, fua, .. } => (WRITE, *range, flag(*fua, FLAG_FUA)),
-                ClientRequest::Zero { range, hole, fua } => {
-                    (ZERO, *range, flag(*fua, FLAG_FUA) | flag(*hole, FLAG_HOLE))
+                ClientRequest::Zero {
+                    range,
+                    hole,
+                    fua,
+                    fast,
+                } => {
+                    let how = flag(*hole, FLAG_HOLE) | flag(*fast, FLAG_FAST);
+                    (ZERO, *range, flag(*fua, FLAG_FUA) | how)
                 }
                 ClientRequest::Flush => (FLUSH, ByteRange::between(0, 0), 0),
             };
@@ -297,7 +306,7 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
             let raw: &ForwardBody = read.whole(body)?;
             let range = check_range(kind, raw.offset.get(), raw.len.get())?;
             let known = match raw.request {
-                ZERO => FLAG_FUA | FLAG_HOLE | FLAG_AGAIN,
+                ZERO => FLAG_FUA | FLAG_HOLE | FLAG_AGAIN | FLAG_FAST,
                 _ => FLAG_AGAIN,
             };
             read.flags(raw.flags, known)?;
@@ -313,6 +322,7 @@ pub(super) fn read<P>(kind: Kind, body: &[u8]) -> Result<Option<Message<P>>, Wir
                         range,
                         hole: raw.flags & FLAG_HOLE != 0,
                         fua: raw.flags & FLAG_FUA != 0,
+                        fast: raw.flags & FLAG_FAST != 0,
                     },
                     FLUSH if range == ByteRange::between(0, 0) => ClientRequest::Flush,
                     FLUSH => return Err(WireError::Reserved { kind }),

@@ -1,13 +1,14 @@
 //! Types of frames: their numbers, how long their bodies are, and who may send them.
 
 use super::body::{
-    FetchedBody, GrowBody, GrownBody, HASH_BYTES, HashReplyHead, NumberBody, RANGE_BYTES,
-    RANGES_HEAD_BYTES, RangeRequestBody, ReleaseBody, WriteBody, ZeroBody,
+    FastZeroesBody, FetchedBody, GrowBody, GrownBody, HASH_BYTES, HashReplyHead, NumberBody,
+    RANGE_BYTES, RANGES_HEAD_BYTES, RangeRequestBody, ReleaseBody, WriteBody, ZeroBody,
 };
 use super::forward::{AnswerBody, AttachBody, ForwardBody, NUMBER_BYTES};
 use super::handshake::{OFFER_BYTES, RejectBody};
+use super::map::{self, AskMapBody};
 use super::{MAX_ACKS, MAX_HASHES, MAX_VOLUMES};
-use crate::core::message::{MAX_NUMBERS, MAX_RANGES};
+use crate::core::message::{MAX_MAP_RANGES, MAX_NUMBERS, MAX_RANGES};
 use std::fmt;
 
 /// Which end of a connection may send a frame.
@@ -141,6 +142,12 @@ kinds! {
     Forward = 82, Follower;
     /// Its answer.
     Answer = 83, Attached;
+    /// A client's question about a range.
+    AskMap = 84, Follower;
+    /// Its answer.
+    Map = 85, Attached;
+    /// What the replica zeroes without writing.
+    FastZeroes = 55, Replica;
 }
 
 /// Longest record in postcard: numbers of 63 bits take 9 bytes, of 64 bits 10, of 128 bits 19;
@@ -186,6 +193,7 @@ impl Kind {
             Self::Fetched => exactly(size_of::<FetchedBody>()),
             Self::Grow => exactly(size_of::<GrowBody>()),
             Self::Grown => exactly(size_of::<GrownBody>()),
+            Self::FastZeroes => exactly(size_of::<FastZeroesBody>()),
             Self::Numbers => (
                 size_of::<NumberBody>(),
                 size_of::<NumberBody>() + MAX_NUMBERS * NUMBER_BYTES,
@@ -194,6 +202,11 @@ impl Kind {
             Self::Attached => exactly(OFFER_BYTES + size_of::<NumberBody>()),
             Self::Forward => exactly(size_of::<ForwardBody>()),
             Self::Answer => exactly(size_of::<AnswerBody>()),
+            Self::AskMap => exactly(size_of::<AskMapBody>()),
+            Self::Map => (
+                map::HEAD_BYTES,
+                map::HEAD_BYTES + 2 * MAX_MAP_RANGES * map::RANGE_BYTES,
+            ),
         }
     }
 

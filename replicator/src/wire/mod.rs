@@ -20,11 +20,12 @@ mod forward;
 mod handshake;
 pub mod header;
 mod kind;
+mod map;
 #[cfg(test)]
 mod tests;
 
 use crate::core::api::Payload;
-use crate::core::message::{MAX_NUMBERS, MAX_RANGES};
+use crate::core::message::{MAX_MAP_RANGES, MAX_NUMBERS, MAX_RANGES};
 use vocabulary::{ClusterId, Epoch, Generation, ResourceId};
 
 pub use decode::{Decoded, Decoder, FrameHeader};
@@ -35,7 +36,7 @@ pub use header::HEADER_BYTES;
 pub use kind::Kind;
 
 /// The protocol version that this program writes, and the only one that it reads so far.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Longest payload of a frame. NBD clients send up to 32 MiB in a request; twice that leaves room,
 /// and a receiver can still hold one for each of its peers.
@@ -59,6 +60,7 @@ pub const MAX_VOLUMES: usize = 4096;
 
 const _: () = assert!(body::RANGES_HEAD_BYTES + MAX_RANGES * body::RANGE_BYTES <= MAX_BODY_BYTES);
 const _: () = assert!(8 + MAX_NUMBERS * forward::NUMBER_BYTES <= MAX_BODY_BYTES);
+const _: () = assert!(map::HEAD_BYTES + 2 * MAX_MAP_RANGES * map::RANGE_BYTES <= MAX_BODY_BYTES);
 const _: () = assert!(MAX_PAYLOAD_BYTES as usize >= MAX_HASHES * 4096);
 
 /// A payload whose bytes can be seen: what the checksum needs.

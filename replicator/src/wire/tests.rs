@@ -64,8 +64,8 @@ fn decoder_for(kind: Kind) -> Decoder {
     let (mut decoder, first) = match kind {
         Kind::Hello | Kind::Attach => return accepting(),
         Kind::Welcome | Kind::Attached | Kind::Refuse | Kind::Reject => return dialing(),
-        Kind::Forward => (accepting(), attach()),
-        Kind::Answer => (dialing(), attached()),
+        Kind::Forward | Kind::AskMap => (accepting(), attach()),
+        Kind::Answer | Kind::Map => (dialing(), attached()),
         Kind::WelcomeEnd
         | Kind::Acks
         | Kind::FlushAck
@@ -73,6 +73,7 @@ fn decoder_for(kind: Kind) -> Decoder {
         | Kind::Fetched
         | Kind::HandOverDone
         | Kind::Grown
+        | Kind::FastZeroes
         | Kind::DiskFailed => (dialing(), welcome()),
         _ => (accepting(), hello()),
     };

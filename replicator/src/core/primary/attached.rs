@@ -159,6 +159,14 @@ impl<P: Payload> Primary<P> {
         self.client(cx, asked, volume, request);
     }
 
+    /// Is this the connection of a node whose requests are taken? If so it has been heard.
+    pub(crate) fn takes_from(&mut self, cx: &mut Cx<'_, '_, P>, conn: ConnId) -> bool {
+        let now = cx.now();
+        let mut attached = self.attached.iter_mut();
+        let attachment = attached.find(|a| a.conn == conn && a.admitted);
+        attachment.map(|a| a.heard = now).is_some()
+    }
+
     /// The request came on an earlier connection and is under way: it is answered on this one.
     fn is_under_way(&mut self, session: u64, number: u64, conn: ConnId) -> bool {
         let mut requests = self.requests.iter_mut();
@@ -241,7 +249,12 @@ impl<P: Payload> Primary<P> {
             request: match request.body {
                 Body::Read => ClientRequest::Read { range },
                 Body::Write { data, fua } => ClientRequest::Write { range, data, fua },
-                Body::Zero { hole, fua } => ClientRequest::Zero { range, hole, fua },
+                Body::Zero { hole, fua, fast } => ClientRequest::Zero {
+                    range,
+                    hole,
+                    fua,
+                    fast,
+                },
                 Body::Flush => ClientRequest::Flush,
             },
         });
@@ -275,7 +288,7 @@ impl<P: Payload> Primary<P> {
         self.attached.retain(|a| a.conn != conn);
     }
 
-    fn detach(&mut self, cx: &mut Cx<'_, '_, P>, conn: ConnId) {
+    pub(crate) fn detach(&mut self, cx: &mut Cx<'_, '_, P>, conn: ConnId) {
         cx.step.emit(Action::Close { conn });
         self.detached(conn);
     }

@@ -89,7 +89,7 @@ enum Key {
 enum Body<P> {
     Read,
     Write { data: P, fua: bool },
-    Zero { hole: bool, fua: bool },
+    Zero { hole: bool, fua: bool, fast: bool },
     Flush,
 }
 

@@ -4,7 +4,7 @@
 use super::copier::Sync;
 use super::membership::AdmitStage;
 use super::*;
-use crate::core::api::{CommandError, ConnId, EvictReason, LossReason};
+use crate::core::api::{CommandError, ConnId, EvictReason, FastZeroes, LossReason};
 use crate::core::message::{MAX_RANGES, RangesOf, RefuseReason, SessionId};
 use vocabulary::{DiskId, Member};
 
@@ -56,6 +56,8 @@ pub(crate) struct Peer {
     pub(super) blocked: bool,
     /// Its disk as of its last welcome.
     pub(crate) identity: Option<Member>,
+    /// What its stores zero without writing, as it said in its last session.
+    pub(super) fast_zeroes: FastZeroes,
     /// It said that its disk has failed.
     pub(super) disk_failed: bool,
     /// It has been in session in this epoch as the member that the record names.
@@ -86,6 +88,7 @@ impl Peer {
             backoff_ms: settings.reconnect_min_ms,
             blocked: false,
             identity: None,
+            fast_zeroes: FastZeroes::default(),
             disk_failed: false,
             joined: false,
             window: None,
@@ -357,12 +360,14 @@ impl<P: Payload> Primary<P> {
                             disk,
                             incarnation,
                         };
+                        peer.fast_zeroes = FastZeroes::default();
                         greeting.welcome = Some(Welcome {
                             identity,
                             bits_for,
                             whole_window,
                         });
                     }
+                    Message::FastZeroes { fast } => peer.fast_zeroes = fast,
                     Message::Ranges { of, ranges } => {
                         let sets = match of {
                             RangesOf::Window => &mut greeting.window,
@@ -393,6 +398,7 @@ impl<P: Payload> Primary<P> {
                         }
                     }
                     Message::FlushAck { seq } => self.peer_flushed(cx, node, seq),
+                    Message::FastZeroes { fast } => peer.fast_zeroes = fast,
                     Message::HashReply { id, hashes } => self.copy_hashed(cx, node, id, hashes),
                     Message::Fetched { id, data } => self.fetched(cx, node, id, data),
                     Message::HandOverDone { id } => self.handed_over(cx, node, id),

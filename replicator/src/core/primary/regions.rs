@@ -7,13 +7,33 @@ use vocabulary::BLOCK_BYTES;
 /// Most ranges in one answer: who wants more asks again from where it ended.
 pub(crate) const MAX_REGIONS: usize = 4096;
 
-/// Ranges in ascending order, disjoint and not touching, and up to where they were looked for.
+/// Ranges in ascending order, disjoint and not empty, and up to where they were looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Regions {
     /// The ranges, whole blocks or cut at the volume's end.
     pub ranges: Vec<ByteRange>,
     /// Nothing is said of what lies at or after this offset.
     pub end: u64,
+}
+
+impl Regions {
+    /// There is none up to here.
+    #[must_use]
+    pub const fn none_up_to(end: u64) -> Self {
+        let ranges = Vec::new();
+        Self { ranges, end }
+    }
+
+    /// The first range that is not what it should be.
+    pub(crate) fn first_improper(&self) -> Option<ByteRange> {
+        let mut from = 0;
+        let improper = |run: &&ByteRange| {
+            let follows = run.offset >= from && !run.is_empty() && run.end() <= self.end;
+            from = run.end();
+            !follows
+        };
+        self.ranges.iter().find(improper).copied()
+    }
 }
 
 /// Puts the runs that lie in the range into `into`. `false` once there are too many.

@@ -22,7 +22,12 @@ impl<P: Payload> Primary<P> {
         let (range, body) = match request {
             ClientRequest::Read { range } => (range, Body::Read),
             ClientRequest::Write { range, data, fua } => (range, Body::Write { data, fua }),
-            ClientRequest::Zero { range, hole, fua } => (range, Body::Zero { hole, fua }),
+            ClientRequest::Zero {
+                range,
+                hole,
+                fua,
+                fast,
+            } => (range, Body::Zero { hole, fua, fast }),
             ClientRequest::Flush => (ByteRange::between(0, 0), Body::Flush),
         };
         let refuse = refuse.or_else(|| {
@@ -84,6 +89,9 @@ impl<P: Payload> Primary<P> {
         if request.asked.again && !request.started && self.was_applied(cx, key) {
             return;
         }
+        if self.is_too_slow(cx, &self.requests[key]) {
+            return self.answer(cx, key, Err(ClientError::NotFast));
+        }
         let request = &self.requests[key];
         let mode = match request.body {
             Body::Read => Mode::Shared,
@@ -99,6 +107,26 @@ impl<P: Payload> Primary<P> {
         if self.locks[volume].acquire(Key::Client(key), piece, mode) {
             self.start_request(cx, key);
         }
+    }
+
+    /// Is it a write of zeroes that shall be fast and would not be, with nothing done of it yet? Every
+    /// replica that gets it counts, and every one that must acknowledge it.
+    fn is_too_slow(&self, cx: &Cx<'_, '_, P>, request: &Request<P>) -> bool {
+        let Body::Zero {
+            hole, fast: true, ..
+        } = request.body
+        else {
+            return false;
+        };
+        if request.started || request.piece.offset != request.at.range.offset {
+            return false;
+        }
+        let others = self.required.without(self.node).iter();
+        let live = self.peers.values().filter(|peer| peer.is_live());
+        let mut nodes = others.chain(live.map(|peer| peer.node));
+        let known = |node| self.peers.get(&node).map(|peer| peer.fast_zeroes);
+        !cx.local.fast_zeroes.cover(hole)
+            || !nodes.all(|node| known(node).is_some_and(|fast| fast.cover(hole)))
     }
 
     /// The window is bounded: writes wait while it is full.
@@ -143,7 +171,7 @@ impl<P: Payload> Primary<P> {
                 data: data.clone(),
                 fua: *fua,
             },
-            Body::Zero { hole, fua } => OpBody::Zero {
+            Body::Zero { hole, fua, .. } => OpBody::Zero {
                 hole: *hole,
                 fua: *fua,
             },

@@ -90,7 +90,8 @@ impl<P: Payload> Resource<P> {
             self.collect(step);
         } else {
             let record = self.record.as_ref();
-            self.forwarder.drive(step, record, &self.settings);
+            let asked = self.questions.are_open();
+            self.forwarder.drive(step, record, &self.settings, asked);
         }
     }
 

@@ -19,8 +19,12 @@ impl<P: Payload> Resource<P> {
     /// Where in a range the store's own word (what it has allocated) is not what clients would read, as
     /// things are: nothing of what it says counts there. `None`: nowhere does it count, because this
     /// node is not the primary or has no lease (RULES 4). To be asked after the store was.
-    #[must_use]
-    pub fn unsettled(&self, now: Time, volume: VolumeId, range: ByteRange) -> Option<Regions> {
+    pub(crate) fn unsettled(
+        &self,
+        now: Time,
+        volume: VolumeId,
+        range: ByteRange,
+    ) -> Option<Regions> {
         match &self.role {
             Role::Primary(primary) if now < primary.answers_until() && !self.local.failed() => {
                 primary.unsettled(volume, range)
@@ -31,8 +35,7 @@ impl<P: Payload> Resource<P> {
 
     /// Where in a range a configured replica may lack bytes, as far as the range was looked at. `None`:
     /// only the primary knows.
-    #[must_use]
-    pub fn out_of_sync(&self, volume: VolumeId, range: ByteRange) -> Option<Regions> {
+    pub(crate) fn out_of_sync(&self, volume: VolumeId, range: ByteRange) -> Option<Regions> {
         match (&self.role, &self.record) {
             (Role::Primary(primary), Some(record)) if volume.index() < self.local.volumes() => {
                 Some(primary.out_of_sync(&self.local, record, volume, range))

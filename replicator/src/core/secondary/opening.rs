@@ -143,6 +143,11 @@ impl<P: Payload> Secondary<P> {
                 whole_window: local.whole_window(),
             },
         });
+        let fast = local.fast_zeroes;
+        if fast != FastZeroes::default() {
+            let message = Message::FastZeroes { fast };
+            step.emit(Action::Send { conn, message });
+        }
         send_ranges(step, conn, RangesOf::Window, local.window_ranges());
         send_ranges(
             step,

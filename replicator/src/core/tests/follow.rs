@@ -281,6 +281,7 @@ impl Net {
                 let done = Event::GrowDone { op, result: Ok(()) };
                 self.push(driver, node, Thing::Event(done));
             }
+            Action::Look { .. } | Action::Map { .. } => unreachable!("nobody asks"),
             Action::Dial { peer } => {
                 let to = usize::from(peer.get());
                 let event = if self.nodes[to].core.is_some() {

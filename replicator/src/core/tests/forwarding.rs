@@ -64,8 +64,14 @@ fn a_long_discard_is_forwarded_in_pieces_and_answered_once() {
     let mut c = pair(false);
     c.write(1, 33 << 20, 6, 4096);
     let range = ByteRange::new(1 << 20, 60 << 20).unwrap();
-    let (hole, fua) = (true, false);
-    let z = c.request(1, ClientRequest::Zero { range, hole, fua });
+    let (hole, fua, fast) = (true, false, false);
+    let zero = ClientRequest::Zero {
+        range,
+        hole,
+        fua,
+        fast,
+    };
+    let z = c.request(1, zero);
     c.run_ms(100);
     assert!(c.ok(z));
     assert_eq!(c.byte(0, 33 << 20), 0);

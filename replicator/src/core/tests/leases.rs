@@ -33,6 +33,7 @@ fn an_answer_waits_for_every_required_lease_and_leaves_in_order() {
                 range: ByteRange::new(0, 4096).unwrap(),
                 hole: true,
                 fua: false,
+                fast: false,
             },
         ),
     ];

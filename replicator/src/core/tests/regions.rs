@@ -54,6 +54,7 @@ fn what_is_being_written_or_zeroed_is_unsettled_until_every_replica_has_it() {
         range: ByteRange::between(5000, 20_000),
         hole: true,
         fua: false,
+        fast: false,
     };
     let request = Event::Client {
         id: RequestId(7),

@@ -151,6 +151,8 @@ pub struct DiskIo<K> {
     waiting: VecDeque<(Arc<Disk>, K, u64, Vec<u8>)>,
     pool: Pool,
     zeroes: PoolBuf,
+    /// A store zeroes less without writing than was known.
+    slowed: bool,
 }
 
 impl<K> DiskIo<K> {
@@ -169,6 +171,7 @@ impl<K> DiskIo<K> {
             waiting: VecDeque::new(),
             pool,
             zeroes,
+            slowed: false,
         }
     }
 
@@ -193,6 +196,11 @@ impl<K> DiskIo<K> {
     /// The next request that ended: each comes exactly once.
     pub fn take(&mut self) -> Option<(K, Outcome)> {
         self.done.pop_front()
+    }
+
+    /// Has a store come to zero less without writing ([`Disk::fast_zeroes`]) since this was last asked?
+    pub fn take_slowed(&mut self) -> bool {
+        std::mem::take(&mut self.slowed)
     }
 
     /// Begins a request. It may be done on return; [`take`](Self::take) tells.
@@ -558,16 +566,16 @@ impl<K> DiskIo<K> {
                         let left = ByteRange::between(task.left.offset + len, task.left.end());
                         ZeroTask { left, ..task }
                     }
-                    (Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL), ZeroBy::Hole) => {
-                        ZeroTask {
-                            by: ZeroBy::ZeroRange,
-                            ..task
-                        }
+                    (Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL), tried) => {
+                        let hole = tried == ZeroBy::Hole;
+                        self.slowed |= disk.zeroing.refused(hole);
+                        let by = if hole {
+                            ZeroBy::ZeroRange
+                        } else {
+                            ZeroBy::Writes
+                        };
+                        ZeroTask { by, ..task }
                     }
-                    (Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL), _) => ZeroTask {
-                        by: ZeroBy::Writes,
-                        ..task
-                    },
                     (Err(errno), _) => {
                         self.jobs[job].step = Step::Sync;
                         return finish(Err(disk_error(errno)));

@@ -1,6 +1,6 @@
 use super::io::{DiskIo, JobId, Outcome, Request};
 use super::*;
-use crate::core::api::Payload;
+use crate::core::api::{FastZeroes, Payload};
 use crate::runtime::ring::{Ring, Wait};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -205,6 +205,33 @@ fn zeroing_touches_exactly_its_bytes_with_and_without_holes() {
             }
         }
         bench.check();
+    }
+}
+
+#[test]
+fn what_a_store_zeroes_without_writing_is_found_out_and_corrected_when_it_refuses() {
+    for mut bench in Bench::everywhere(1 << 20) {
+        let found = bench.disk.fast_zeroes();
+        // Looking changes nothing, and the second look is like the first.
+        let file = std::fs::metadata(bench.disk.path()).unwrap();
+        assert_eq!((file.len(), file.st_blocks()), (1 << 20, 0));
+        assert!(found.holes, "{}", bench.disk.path().display());
+        bench.disk.assume(FastZeroes::ALL);
+        for hole in [true, false] {
+            let (range, durable) = (ByteRange::between(100, 100_000), false);
+            let request = Request::Zero {
+                range,
+                hole,
+                durable,
+            };
+            assert!(matches!(bench.one(request), Outcome::Done(Ok(()))));
+        }
+        let shown = bench.disk.fast_zeroes();
+        assert_eq!(shown.and(found), found, "what was found is so");
+        assert_eq!(bench.io.take_slowed(), shown != FastZeroes::ALL);
+        assert!(!bench.io.take_slowed(), "told once");
+        // A memory file system can't zero what stays allocated.
+        assert!(!(bench.disk.in_memory && (found.allocated || shown.allocated)));
     }
 }
 

@@ -127,6 +127,8 @@ impl Plane {
                 };
                 self.worker.push(WorkKey { place, op }, work);
             }
+            Action::Look { op, volume, range } => self.look(place, op, volume, range),
+            Action::Map { id, map } => self.answer_status(id, &map),
             Action::Dial { peer } => self.dial(place, peer),
             Action::Send { conn, message } => self.send(conn, message),
             Action::Close { conn } => self.close_conn(conn),

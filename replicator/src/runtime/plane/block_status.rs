@@ -1,38 +1,13 @@
-//! Block status: what clients are told of a volume's holes, and of blocks that replicas lack. It is no
-//! request of the core: the store is asked on a thread of its own, and then the machine says where the
-//! store's word counts as things are *now*, which is after the store was looked at (RULES 4, 5, 8).
-//! Where it does not count, there is data: that is always true.
+//! Block status: what clients are told of a volume's holes, and of blocks that replicas lack. The core
+//! answers, after a look at the store on a thread of its own, or another node does; here questions and
+//! answers are put into the clients' words.
 
 use super::super::client::{ClientCommand, ClientOp, ClientStatus, StatusExtent};
-use super::{Place, Plane};
-use crate::core::Regions;
+use super::{Pending, Place, Plane, WorkKey};
+use crate::core::api::{Event, OpId, RequestId};
+use crate::core::message::VolumeRange;
+use crate::core::{Map, MapQuestion, Regions};
 use vocabulary::{ByteRange, VolumeId};
-
-/// Most of a volume that one answer is about; clients go on from there. Bounds the work on the data
-/// plane's thread: bitmap pages of 124 MiB, some thousand of them.
-const MAX_STATUS_BYTES: u64 = 1 << 40;
-
-/// A client's question.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StatusKey {
-    place: Place,
-    volume: VolumeId,
-    client: usize,
-    serial: u64,
-    op: ClientOp,
-}
-
-impl StatusKey {
-    const fn range(&self) -> ByteRange {
-        let ByteRange { offset, len } = self.op.range;
-        let len = if len < MAX_STATUS_BYTES {
-            len
-        } else {
-            MAX_STATUS_BYTES
-        };
-        ByteRange { offset, len }
-    }
-}
 
 impl Plane {
     pub(super) fn ask_status(
@@ -42,99 +17,70 @@ impl Plane {
         index: usize,
         op: ClientOp,
     ) {
-        let key = StatusKey {
-            place,
-            volume,
+        let ClientCommand::Status {
+            allocation: holes,
+            out_of_sync: lacking,
+        } = op.command
+        else {
+            return;
+        };
+        let range = op.range;
+        let id = self.requests.insert(Pending {
             client: index,
             serial: self.clients[index].serial,
             op,
-        };
-        let slot = &mut self.resources[place.index];
-        let nowhere = ByteRange::between(0, 0);
-        let asks_store = matches!(
-            op.command,
-            ClientCommand::Status {
-                allocation: true,
-                ..
-            }
-        ) && slot.machine.unsettled(self.now, volume, nowhere).is_some();
-        match slot.disks.get(volume.index()) {
-            Some(disk) if asks_store => {
-                slot.pending += 1;
-                self.looker.push(key, disk.clone(), key.range());
-            }
-            _ => self.answer_status(&key, None),
-        }
-    }
-
-    /// The store has told its holes.
-    pub(super) fn looked(&mut self, key: &StatusKey, holes: Regions) {
-        self.answer_status(key, Some(holes));
-        self.less_pending(key.place);
-    }
-
-    fn answer_status(&mut self, key: &StatusKey, holes: Option<Regions>) {
-        let (range, volume) = (key.range(), key.volume);
-        let slot = self.resources.get(key.place.index);
-        let Some(slot) = slot.filter(|slot| slot.serial == key.place.serial) else {
-            return;
-        };
-        let allocation = holes.and_then(|holes| {
-            let looked_at = ByteRange::between(range.offset, holes.end);
-            let unsettled = slot.machine.unsettled(self.now, volume, looked_at)?;
-            Some(Regions {
-                ranges: without(&holes.ranges, &unsettled.ranges),
-                end: holes.end,
-            })
         });
-        let out_of_sync = match key.op.command {
-            ClientCommand::Status {
-                out_of_sync: true, ..
-            } => slot.machine.out_of_sync(volume, range),
-            _ => None,
+        let id = RequestId(u64::try_from(id).unwrap_or(u64::MAX));
+        let question = MapQuestion {
+            at: VolumeRange { volume, range },
+            holes,
+            lacking,
         };
-        let all = |is| vec![StatusExtent { len: range.len, is }];
-        let status = ClientStatus {
-            // Data is what anybody may say; that all may differ too.
-            holes: allocation.map_or_else(|| all(false), |holes| extents(range, &holes)),
-            out_of_sync: out_of_sync.map_or_else(|| all(true), |lacking| extents(range, &lacking)),
-        };
-        let Some(client) = self.clients.get_mut(key.client) else {
-            return;
-        };
-        if client.serial != key.serial {
-            return;
-        }
-        client.end(&key.op);
-        if !client.dead {
-            let headers = client.outbox.batch.headers();
-            client.protocol.reply_status(&key.op, &status, headers);
-            self.mark_client(key.client);
-        }
+        self.feed(place, Event::AskMap { id, question });
     }
-}
 
-/// What of the ranges no other one covers; both ascend.
-fn without(ranges: &[ByteRange], others: &[ByteRange]) -> Vec<ByteRange> {
-    let mut left = Vec::with_capacity(ranges.len());
-    let mut others = others.iter().peekable();
-    for range in ranges {
-        let mut at = range.offset;
-        while let Some(other) = others.peek().filter(|other| other.offset < range.end()) {
-            if other.offset > at {
-                left.push(ByteRange::between(at, other.offset));
-            }
-            at = at.max(other.end());
-            if other.end() > range.end() {
-                break;
-            }
-            others.next();
+    /// The core's answer.
+    pub(super) fn answer_status(&mut self, id: RequestId, map: &Map) {
+        let Some(Pending {
+            client: index, op, ..
+        }) = self.take_request(id)
+        else {
+            return;
+        };
+        let client = &mut self.clients[index];
+        client.end(&op);
+        if client.dead {
+            return;
         }
-        if at < range.end() {
-            left.push(ByteRange::between(at, range.end()));
+        let status = ClientStatus {
+            holes: extents(op.range, &map.holes),
+            out_of_sync: extents(op.range, &map.lacking),
+        };
+        let headers = client.outbox.batch.headers();
+        client.protocol.reply_status(&op, &status, headers);
+        self.answered(index);
+    }
+
+    /// The core wants to know where a store has holes.
+    pub(super) fn look(&mut self, place: Place, op: OpId, volume: VolumeId, range: ByteRange) {
+        let slot = &mut self.resources[place.index];
+        match slot.disks.get(volume.index()) {
+            Some(disk) => {
+                slot.pending += 1;
+                self.looker.push(WorkKey { place, op }, disk.clone(), range);
+            }
+            None => {
+                let holes = Regions::none_up_to(range.end());
+                self.events.push_back((place, Event::Looked { op, holes }));
+            }
         }
     }
-    left
+
+    pub(super) fn looked(&mut self, key: WorkKey, holes: Regions) {
+        let WorkKey { place, op } = key;
+        self.less_pending(place);
+        self.feed(place, Event::Looked { op, holes });
+    }
 }
 
 /// The range in extents, in turns what lies in the regions and what does not.
@@ -160,32 +106,13 @@ fn extents(range: ByteRange, regions: &Regions) -> Vec<StatusExtent> {
 mod tests {
     use super::*;
 
-    fn ranges(of: &[(u64, u64)]) -> Vec<ByteRange> {
-        of.iter()
-            .map(|(from, to)| ByteRange::between(*from, *to))
-            .collect()
-    }
-
-    #[test]
-    fn what_is_taken_away_is_gone_and_nothing_else() {
-        for (from, taken, left) in [
-            (&[(0, 10)][..], &[][..], &[(0, 10)][..]),
-            (&[(0, 10)], &[(0, 10)], &[]),
-            (&[(2, 10)], &[(0, 5)], &[(5, 10)]),
-            (&[(2, 10)], &[(5, 20)], &[(2, 5)]),
-            (&[(2, 10)], &[(3, 4), (6, 7)], &[(2, 3), (4, 6), (7, 10)]),
-            (&[(2, 10), (12, 20)], &[(8, 14)], &[(2, 8), (14, 20)]),
-            (&[(2, 4), (6, 8), (10, 12)], &[(3, 11)], &[(2, 3), (11, 12)]),
-            (&[(2, 4)], &[(4, 6)], &[(2, 4)]),
-        ] {
-            assert_eq!(without(&ranges(from), &ranges(taken)), ranges(left));
-        }
-    }
-
     #[test]
     fn extents_cover_the_range_as_far_as_was_looked() {
-        let regions = |of, end| Regions {
-            ranges: ranges(of),
+        let regions = |of: &[(u64, u64)], end| Regions {
+            ranges: of
+                .iter()
+                .map(|(from, to)| ByteRange::between(*from, *to))
+                .collect(),
             end,
         };
         let told = |regions: &Regions| -> Vec<(u64, bool)> {

@@ -8,10 +8,10 @@ use super::super::client::{
 };
 use super::super::pool::PoolBuf;
 use super::super::ring::{Op, sys};
-use super::super::socket::{Outbox, Received, append, shut, shut_sending};
+use super::super::socket::{Outbox, Received, shut, shut_sending};
 use super::super::tls::{Opened, Tls};
 use super::{Listener, Pending, Plane, Token};
-use crate::core::api::{ClientError, ClientRequest, Event, Payload as _, RequestId};
+use crate::core::api::{ClientError, ClientRequest, Event, RequestId};
 use nix::errno::Errno;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -394,10 +394,11 @@ impl Plane {
             (ClientCommand::Read | ClientCommand::Write, _) => {
                 ClientRequest::Read { range: op.range }
             }
-            (ClientCommand::Zero { hole }, _) => ClientRequest::Zero {
+            (ClientCommand::Zero { hole, fast }, _) => ClientRequest::Zero {
                 range: op.range,
                 hole,
                 fua: op.fua,
+                fast,
             },
             (ClientCommand::Flush | ClientCommand::Status { .. } | ClientCommand::Nothing, _) => {
                 ClientRequest::Flush
@@ -429,51 +430,6 @@ impl Plane {
                 request,
             },
         );
-    }
-
-    /// The core's answer to a request.
-    pub(super) fn reply(&mut self, id: RequestId, result: Result<Option<PoolBuf>, ClientError>) {
-        let Some(key) = usize::try_from(id.0)
-            .ok()
-            .filter(|key| self.requests.contains(*key))
-        else {
-            debug_assert!(false, "an answer to a request that is not in flight");
-            return;
-        };
-        let Pending { client, serial, op } = self.requests.remove(key);
-        self.read_bytes -= read_bytes(&op);
-        if self
-            .clients
-            .get(client)
-            .is_some_and(|client| client.serial == serial)
-        {
-            self.answer(client, &op, result);
-        }
-    }
-
-    fn answer(
-        &mut self,
-        index: usize,
-        op: &ClientOp,
-        result: Result<Option<PoolBuf>, ClientError>,
-    ) {
-        let client = &mut self.clients[index];
-        client.end(op);
-        if client.dead {
-            return;
-        }
-        match result {
-            Ok(Some(data)) => client.reply_data(op, data),
-            other => {
-                let outcome = other.map(|_| ());
-                let headers = client.outbox.batch.headers();
-                client.protocol.reply(op, outcome, headers);
-            }
-        }
-        if (client.closing || client.hanging_up) && client.in_flight == 0 {
-            client.deadline = Some(self.now.plus_ms(LINGER_MS));
-        }
-        self.mark_client(index);
     }
 
     /// Takes no more requests; the rest is answered and sent first.
@@ -757,7 +713,7 @@ impl Plane {
 }
 
 /// Bytes that a read will bring.
-fn read_bytes(op: &ClientOp) -> usize {
+pub(super) fn read_bytes(op: &ClientOp) -> usize {
     match op.command {
         ClientCommand::Read => usize::try_from(op.range.len).unwrap_or(usize::MAX),
         _ => 0,
@@ -765,26 +721,6 @@ fn read_bytes(op: &ClientOp) -> usize {
 }
 
 impl Client {
-    fn reply_data(&mut self, op: &ClientOp, data: PoolBuf) {
-        let mut from = 0;
-        let send = loop {
-            let headers = self.outbox.batch.headers();
-            let piece = self.protocol.reply_data(op, data.bytes(), from, headers);
-            let Some(next) = piece.next else {
-                break piece.send;
-            };
-            let part = data.slice(piece.send.start, piece.send.len());
-            append(&mut self.outbox.batch, part);
-            from = next;
-        };
-        let last = if send.len() == data.len() {
-            data
-        } else {
-            data.slice(send.start, send.len())
-        };
-        append(&mut self.outbox.batch, last);
-    }
-
     pub(super) const fn end(&mut self, op: &ClientOp) {
         self.in_flight -= 1;
         self.in_flight_bytes -= op.payload_bytes();

@@ -10,7 +10,6 @@ use super::super::pool::{PoolBuf, PoolStats};
 use super::super::ring::{RingError, RingStats};
 use super::super::tls::PeerCredentials;
 use super::super::worker::WorkDone;
-use super::block_status::StatusKey;
 use super::{Pulse, WorkKey};
 use crate::core::Regions;
 use crate::core::api::{Access, Action, Command, CommandError, Event, Notice, Terms};
@@ -19,10 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use vocabulary::{
-    ByteRange, Change, ClusterId, Epoch, Generation, NodeId, Record, Refusal, ResourceId, Time,
-    VolumeId,
-};
+use vocabulary::{Change, ClusterId, Epoch, Generation, NodeId, Record, Refusal, ResourceId, Time};
 
 /// Gets an answer, in the data plane's thread: it must not block (send it on).
 pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
@@ -45,10 +41,6 @@ pub trait Machine {
     fn record(&self) -> Option<&Record>;
     /// Does it take clients' requests?
     fn takes_clients(&self) -> bool;
-    /// [`crate::core::Resource::unsettled`].
-    fn unsettled(&self, now: Time, volume: VolumeId, range: ByteRange) -> Option<Regions>;
-    /// [`crate::core::Resource::out_of_sync`].
-    fn out_of_sync(&self, volume: VolumeId, range: ByteRange) -> Option<Regions>;
     /// What leases and fail-over need to know of it.
     fn standing(&self) -> Standing;
 }
@@ -222,7 +214,7 @@ pub(super) enum Control {
     },
     ListenPeers(OwnedFd, ClusterId),
     Work(WorkKey, WorkDone),
-    Looked(StatusKey, Regions),
+    Looked(WorkKey, Regions),
     Shutdown,
 }
 
@@ -287,7 +279,7 @@ impl PlaneHandle {
         let _ = self.post.send(Control::Work(key, done));
     }
 
-    pub(super) fn looked(&self, key: StatusKey, holes: Regions) {
+    pub(super) fn looked(&self, key: WorkKey, holes: Regions) {
         let _ = self.post.send(Control::Looked(key, holes));
     }
 

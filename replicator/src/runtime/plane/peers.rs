@@ -272,7 +272,10 @@ impl Plane {
         let Some(slot) = peer.resource.and_then(|(at, _)| self.resources.get(at)) else {
             return;
         };
-        let follows = matches!(message, Message::Attach { .. } | Message::Forward { .. });
+        let follows = matches!(
+            message,
+            Message::Attach { .. } | Message::Forward { .. } | Message::AskMap { .. }
+        );
         if !peer.is_dialed || follows {
             peer.position = slot.machine.frame_context();
         }

@@ -1,11 +1,13 @@
 //! The plane with real sockets and files, and with machines and a client protocol made for this.
 
 mod fakes;
+mod line;
 
 use self::fakes::{
-    CLUSTER, Cluster, LineClient, Node, RESOURCE, Store, ask, command, credentials, machine_of,
+    CLUSTER, Cluster, Node, RESOURCE, Store, ask, command, credentials, machine_of, machine_on,
     node_id, wait_until,
 };
+use self::line::LineClient;
 use super::*;
 use crate::core::api::{CommandError, Notice};
 use crate::runtime::client::ClientAddress;
@@ -480,6 +482,33 @@ fn holes_of_the_store_are_told_as_far_as_they_are_whole() {
             "nobody knows, so all may differ"
         );
     }
+}
+
+#[test]
+fn machines_know_what_their_stores_zero_without_writing_and_when_that_changes() {
+    let store = Store::in_memory();
+    let disk = store.open();
+    // A memory file system punches holes and can't zero what stays allocated.
+    let can = FastZeroes {
+        holes: true,
+        allocated: false,
+    };
+    assert_eq!(disk.fast_zeroes(), can);
+    disk.assume(FastZeroes::ALL);
+    let node = Node::empty("127.0.0.1:0", |_| {});
+    node.add(machine_on(disk, false));
+    let mut client = node.client();
+    assert_eq!(client.write(0, &[1; 16384]), Ok(()));
+    assert_eq!(client.zero_by(b'h', 0, 4096), Ok(()));
+    // Taken at its word once; then it is known better.
+    assert_eq!(client.zero_by(b'a', 4096, 4096), Ok(()));
+    assert_eq!(client.zero_by(b'a', 8192, 4096), Err(()));
+    assert_eq!(client.read(8192, 4096), Ok(vec![1; 4096]));
+    assert_eq!(client.zero_by(b'k', 8192, 4096), Ok(()));
+    assert_eq!(client.zero_by(b'h', 12288, 100), Ok(()));
+    let mut rest = vec![0; 12388];
+    rest.extend([1; 3996]);
+    assert_eq!(client.read(0, 16384), Ok(rest));
 }
 
 #[test]

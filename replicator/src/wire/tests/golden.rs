@@ -73,7 +73,7 @@ fn a_write_is_laid_out_as_the_tables_say() {
     #[rustfmt::skip]
     let expected: Vec<u8> = [
         &b"LkS1"[..],                               // magic
-        &[1, 0],                                    // version
+        &[2, 0],                                    // version
         &[16, 0],                                   // kind: Write
         &[1, 0, 0, 0],                              // flags: payload
         &[40, 0, 0, 0],                             // body_len
@@ -107,12 +107,12 @@ fn a_rejection_is_laid_out_as_the_tables_say() {
     let mut bytes = Vec::new();
     encode_reject(RejectReason::Features, &mut bytes);
     let mut expected = vec![0; 32];
-    expected[0] = 1; // min_version
-    expected[2] = 1; // max_version
+    expected[0] = 2; // min_version
+    expected[2] = 2; // max_version
     expected[8] = 1; // features
     expected[16] = 1; // required
     expected[24] = 4; // reason
-    assert_eq!(bytes[..8], *b"LkS1\x01\0\x04\0");
+    assert_eq!(bytes[..8], *b"LkS1\x02\0\x04\0");
     assert_eq!(bytes[12..16], [32, 0, 0, 0]);
     assert_eq!(bytes[80..], expected);
 }

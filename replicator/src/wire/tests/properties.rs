@@ -2,11 +2,12 @@
 
 use super::samples::node;
 use super::{CONTEXT, Data, Stream, decoder_for, frame, head, hello, payload, reseal, welcome};
-use crate::core::api::{BlockHash, ClientError, ClientRequest};
+use crate::core::api::{BlockHash, ClientError, ClientRequest, FastZeroes};
 use crate::core::message::{
-    ClientMark, MAX_NUMBERS, MAX_RANGES, MAX_SPAN, Message, NumberEntry, RangesOf, RefuseReason,
-    Seq, SessionId, VolumeRange, WriteKind,
+    ClientMark, MAX_MAP_RANGES, MAX_NUMBERS, MAX_RANGES, MAX_SPAN, Message, NumberEntry, RangesOf,
+    RefuseReason, Seq, SessionId, VolumeRange, WriteKind,
 };
+use crate::core::{Map, MapQuestion, Regions};
 use crate::wire::encode::kind_of;
 use crate::wire::header::{HEADER_BYTES, RawHeader};
 use crate::wire::{
@@ -109,23 +110,63 @@ fn requests() -> impl Strategy<Value = ClientRequest<Data>> {
                 fua,
             }
         }),
-        (range(), any::<bool>(), any::<bool>())
-            .prop_map(|(range, hole, fua)| ClientRequest::Zero { range, hole, fua }),
+        (range(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(range, hole, fua, fast)| ClientRequest::Zero {
+                range,
+                hole,
+                fua,
+                fast
+            }
+        ),
         Just(ClientRequest::Flush),
     ]
 }
 
 /// What a node that follows sends.
 fn from_follower() -> impl Strategy<Value = Message<Data>> {
-    (spans(), any::<bool>(), any::<u16>(), requests()).prop_map(
-        |((number, released), again, volume, request)| Message::Forward {
-            number,
-            released,
-            again,
-            volume: VolumeId(volume),
-            request,
-        },
-    )
+    let questions = (any::<u64>(), ranges(1 << 62), any::<bool>(), any::<bool>());
+    prop_oneof![
+        (spans(), any::<bool>(), any::<u16>(), requests()).prop_map(
+            |((number, released), again, volume, request)| Message::Forward {
+                number,
+                released,
+                again,
+                volume: VolumeId(volume),
+                request,
+            },
+        ),
+        questions
+            .prop_filter("a question about nothing", |(_, at, ..)| at.range.len > 0)
+            .prop_map(|(number, at, holes, lacking)| Message::AskMap {
+                number,
+                question: MapQuestion { at, holes, lacking },
+            }),
+    ]
+}
+
+/// Ranges that ascend, each after a gap that may be nothing.
+fn regions() -> impl Strategy<Value = Regions> {
+    let steps = vec((0..1_u64 << 40, 1..1_u64 << 40), 0..20);
+    (0..1_u64 << 62, steps, 0..1_u64 << 40).prop_map(|(start, steps, rest)| {
+        let mut end = start;
+        let ranges = steps.into_iter().map(|(gap, len)| {
+            let from = end + gap;
+            end = from + len;
+            ByteRange::between(from, end)
+        });
+        let ranges = ranges.collect();
+        Regions {
+            ranges,
+            end: end + rest,
+        }
+    })
+}
+
+fn maps() -> impl Strategy<Value = Message<Data>> {
+    (any::<u64>(), regions(), regions()).prop_map(|(number, holes, lacking)| Message::Map {
+        number,
+        map: Map { holes, lacking },
+    })
 }
 
 /// What it gets.
@@ -136,6 +177,7 @@ fn answers() -> impl Strategy<Value = Message<Data>> {
         Just(ClientError::Io),
         Just(ClientError::NoSpace),
         Just(ClientError::Shutdown),
+        Just(ClientError::NotFast),
     ];
     let results = prop_oneof![
         option::of(data()).prop_map(Ok),
@@ -297,6 +339,9 @@ fn from_replica() -> impl Strategy<Value = Message<Data>> {
     prop_oneof![
         Just(Message::WelcomeEnd),
         Just(Message::DiskFailed),
+        (any::<bool>(), any::<bool>()).prop_map(|(holes, allocated)| Message::FastZeroes {
+            fast: FastZeroes { holes, allocated },
+        }),
         vec(any::<u64>(), 0..100).prop_map(|seqs| Message::Acks {
             seqs: seqs.into_iter().map(Seq).collect()
         }),
@@ -321,7 +366,8 @@ fn messages() -> impl Strategy<Value = Message<Data>> {
         from_primary(),
         from_replica(),
         from_follower(),
-        answers()
+        answers(),
+        maps()
     ]
 }
 
@@ -462,6 +508,11 @@ proptest! {
                 prop_assert!(entries.len() <= MAX_NUMBERS);
                 entries.capacity()
             }
+            Message::Map { map, .. } => {
+                prop_assert!(map.holes.ranges.len() <= MAX_MAP_RANGES);
+                prop_assert!(map.lacking.ranges.len() <= MAX_MAP_RANGES);
+                map.holes.ranges.capacity() + map.lacking.ranges.capacity()
+            }
             Message::Hello { record, .. } | Message::Record { record } => {
                 prop_assert!(record.sizes.len() <= MAX_VOLUMES);
                 record.sizes.capacity()
@@ -503,8 +554,22 @@ fn a_wrong_length_is_noticed_before_anything_is_waited_for() {
 #[test]
 fn the_largest_frames_fit_and_one_more_entry_does_not() {
     let range = super::samples::at(0, 0, 4096);
-    let largest = |more: usize| -> [Message<Data>; 4] {
+    let largest = |more: usize| -> [Message<Data>; 5] {
+        let count = MAX_MAP_RANGES + more;
+        let regions = Regions {
+            ranges: (0..count as u64)
+                .map(|at| ByteRange::between(2 * at, 2 * at + 1))
+                .collect(),
+            end: u64::MAX,
+        };
         [
+            Message::Map {
+                number: 1,
+                map: Map {
+                    holes: regions.clone(),
+                    lacking: regions,
+                },
+            },
             Message::Ranges {
                 of: RangesOf::Window,
                 ranges: vec![range; MAX_RANGES + more],

@@ -174,8 +174,8 @@ fn unknown_types_flags_and_versions_are_named() {
         changed(kind, 8, &0x8000_0000_u32.to_le_bytes()),
         WireError::UnknownFlags { kind, flags }
     );
-    let (found, expected) = (2, VERSION);
-    let error = changed(kind, 4, &[2, 0]);
+    let (found, expected) = (1, VERSION);
+    let error = changed(kind, 4, &[1, 0]);
     assert_eq!(error, WireError::Version { found, expected });
     assert_eq!(error.reject_reason(), Some(RejectReason::Version));
 }
@@ -489,6 +489,65 @@ fn records_that_cannot_be_are_refused_on_both_ends() {
             source: RecordError::Node { found: 200 }
         }
     );
+}
+
+#[test]
+fn a_map_whose_ranges_do_not_add_up_is_refused_on_both_ends() {
+    let kind = Kind::Map;
+    let place = |value| WireError::Value {
+        kind,
+        field: "the place of a range among its neighbours",
+        value,
+    };
+    let number = |value: u64| value.to_le_bytes();
+    // Two holes at 0x1000 and 0x3000, one lacking range at 0x4000: what begins too early, ends too late,
+    // has no bytes, or descends.
+    let (first, second, third) = (BODY + 32, BODY + 48, BODY + 64);
+    for (at, with, value) in [
+        (first + 8, 0x3000, 0x3000),
+        (first + 8, 0, 0x1000),
+        (second, 0x800, 0x800),
+        (second + 8, 0x20_0000, 0x3000),
+        (BODY + 8, 0x1800, 0x1000),
+        (third + 8, 0, 0x4000),
+        (BODY + 16, 0x4800, 0x4000),
+    ] {
+        assert_eq!(changed(kind, at, &number(with)), place(value));
+    }
+    assert!(matches!(
+        changed(kind, third + 8, &number(u64::MAX)),
+        WireError::RangeOverflow { .. }
+    ));
+    assert_eq!(
+        changed(kind, BODY + 24, &4_u32.to_le_bytes()),
+        WireError::Value {
+            kind,
+            field: "the number of holes",
+            value: 4
+        }
+    );
+    let Message::Map { number, mut map } = super::samples::map() else {
+        panic!("another sample");
+    };
+    map.holes.ranges.reverse();
+    let message = Message::<Data>::Map { number, map };
+    assert_eq!(
+        encode(&CONTEXT, &message, None, &mut Vec::new()),
+        Err(EncodeError::Invalid(place(0x1000)))
+    );
+}
+
+#[test]
+fn a_question_about_nothing_is_refused() {
+    let kind = Kind::AskMap;
+    let nothing = changed(kind, BODY + 16, &[0; 8]);
+    assert!(matches!(nothing, WireError::Value { .. }), "{nothing}");
+    let beyond = changed(kind, BODY + 16, &[0xff; 8]);
+    assert!(matches!(beyond, WireError::RangeOverflow { .. }));
+    let flags = changed(kind, BODY + 26, &[4]);
+    assert!(matches!(flags, WireError::Value { value: 4, .. }));
+    let reserved = changed(kind, BODY + 27, &[1]);
+    assert_eq!(reserved, WireError::Reserved { kind });
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One message of every type and variant.
 
 use super::Data;
-use crate::core::api::{BlockHash, ClientError, ClientRequest};
+use crate::core::api::{BlockHash, ClientError, ClientRequest, FastZeroes};
 use crate::core::message::{
     ClientMark, Message, NumberEntry, RangesOf, RefuseReason, Seq, SessionId, VolumeRange,
     WriteKind,
 };
+use crate::core::{Map, MapQuestion, Regions};
 use vocabulary::{
     ByteRange, DiskId, Epoch, Generation, HistoryId, Incarnation, Member, NodeId, NodeSet, Record,
     VolumeId,
@@ -233,6 +234,21 @@ pub(super) fn all() -> Vec<(&'static str, Message<Data>)> {
         ),
         ("Grown", Message::Grown { id: 18, ok: true }),
         ("Grown, no", Message::Grown { id: 19, ok: false }),
+        (
+            "FastZeroes",
+            Message::FastZeroes {
+                fast: FastZeroes {
+                    holes: true,
+                    allocated: false,
+                },
+            },
+        ),
+        (
+            "FastZeroes, all",
+            Message::FastZeroes {
+                fast: FastZeroes::ALL,
+            },
+        ),
         ("DiskFailed", Message::DiskFailed),
         ("Ping", Message::Ping { token: 20 }),
         ("Pong", Message::Pong { token: 20 }),
@@ -277,6 +293,13 @@ fn forwarding() -> Vec<(&'static str, Message<Data>)> {
         range,
         hole: true,
         fua: false,
+        fast: false,
+    };
+    let fast = ClientRequest::Zero {
+        range,
+        hole: false,
+        fua: true,
+        fast: true,
     };
     let entry = |number, torn| NumberEntry {
         mark: ClientMark {
@@ -304,6 +327,7 @@ fn forwarding() -> Vec<(&'static str, Message<Data>)> {
         ("Attached", attached()),
         ("Forward, write", forward(false, write)),
         ("Forward, zero", forward(true, zero)),
+        ("Forward, fast zero", forward(false, fast)),
         (
             "Forward, read",
             forward(false, ClientRequest::Read { range }),
@@ -316,5 +340,44 @@ fn forwarding() -> Vec<(&'static str, Message<Data>)> {
         ("Answer, error", answer(Err(ClientError::Io))),
         ("Answer, no space", answer(Err(ClientError::NoSpace))),
         ("Answer, shutdown", answer(Err(ClientError::Shutdown))),
+        ("Answer, not fast", answer(Err(ClientError::NotFast))),
+        ("AskMap", ask_map(true, false)),
+        ("AskMap, both", ask_map(true, true)),
+        ("Map", map()),
+        (
+            "Map, unknown",
+            Message::Map {
+                number: 7,
+                map: Map::unknown(range),
+            },
+        ),
     ]
+}
+
+fn ask_map(holes: bool, lacking: bool) -> Message<Data> {
+    Message::AskMap {
+        number: 7,
+        question: MapQuestion {
+            at: at(3, 0x1000, 0x20_0000),
+            holes,
+            lacking,
+        },
+    }
+}
+
+pub(super) fn map() -> Message<Data> {
+    let regions = |ranges: &[(u64, u64)], end| Regions {
+        ranges: ranges
+            .iter()
+            .map(|(offset, len)| at(0, *offset, *len).range)
+            .collect(),
+        end,
+    };
+    Message::Map {
+        number: 7,
+        map: Map {
+            holes: regions(&[(0x1000, 0x1000), (0x3000, 0x8000)], 0x10_0000),
+            lacking: regions(&[(0x4000, 0x1000)], 0x20_1000),
+        },
+    }
 }

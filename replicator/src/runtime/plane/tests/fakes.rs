@@ -1,23 +1,20 @@
-//! A client protocol in 21 bytes, a machine that serves one volume and mirrors it to at most one
+//! A machine that serves one volume and mirrors it to at most one
 //! peer, and nodes made of them.
 
 use super::super::*;
-use crate::core::Regions;
+use super::line::{LineClient, LineProtocol};
 use crate::core::api::{
-    BlockHash, ClientError, ClientRequest, Command, CommandError, ConnId, LossReason, Notice,
-    RequestId,
+    BlockHash, ClientError, ClientRequest, Command, CommandError, ConnId, FastZeroes, LossReason,
+    Notice, RequestId,
 };
-use crate::core::message::{ClientMark, Message, Seq, SessionId, WriteKind};
+use crate::core::message::{ClientMark, Message, Seq, SessionId, VolumeRange, WriteKind};
 use crate::core::status::{DiskState, ReplicationState, Role, Standing, Status};
-use crate::runtime::client::{
-    ClientCommand, ClientConnection, ClientOp, ClientStatus, ClientStep, DataPiece, ExportTarget,
-};
+use crate::core::{Map, MapQuestion};
 use crate::runtime::disk::{DiskConfig, Engine, MetaPlace};
 use crate::runtime::tls::PeerCredentials;
 use crate::runtime::tls::tests::Authority;
-use socket2::{SockAddr, Socket, Type};
+use socket2::SockAddr;
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixListener;
@@ -32,7 +29,6 @@ use vocabulary::{
 pub(super) const CLUSTER: ClusterId = ClusterId(7);
 pub(super) const RESOURCE: ResourceId = ResourceId(8);
 const VOLUME_BYTES: u64 = 16 << 20;
-const HEADER: usize = 21;
 
 pub(super) fn wait_until(mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
@@ -100,197 +96,15 @@ impl Store {
         }
     }
 
+    pub(super) fn open(&self) -> Disk {
+        let disk = Disk::open(&self.config()).unwrap();
+        disk.set_volume_bytes(VOLUME_BYTES).unwrap();
+        disk
+    }
+
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) {
         let file = std::fs::File::open(self.config().path).unwrap();
         file.read_exact_at(into, offset).unwrap();
-    }
-}
-
-/// Requests are `op cookie offset length`, replies `cookie status` and the bytes read.
-#[derive(Default)]
-struct Line {
-    partial: Vec<u8>,
-    greeted: bool,
-}
-
-impl ClientConnection for Line {
-    fn receive(&mut self, input: &[u8], _out: &mut Vec<u8>) -> (usize, ClientStep) {
-        if !std::mem::replace(&mut self.greeted, true) {
-            let target = ExportTarget {
-                resource: RESOURCE,
-                volume: VolumeId(0),
-            };
-            return (1, ClientStep::Opened(target));
-        }
-        let taken = (HEADER - self.partial.len()).min(input.len());
-        self.partial.extend_from_slice(&input[..taken]);
-        if self.partial.len() < HEADER {
-            return (taken, ClientStep::NeedMore);
-        }
-        let number = |at: usize| u64::from_le_bytes(self.partial[at..at + 8].try_into().unwrap());
-        let len = u32::from_le_bytes(self.partial[17..21].try_into().unwrap());
-        let (op, cookie, offset) = (self.partial[0], number(1), number(9));
-        let command = match op {
-            b'r' => ClientCommand::Read,
-            b'w' => ClientCommand::Write,
-            b'z' => ClientCommand::Zero { hole: true },
-            b'f' => ClientCommand::Flush,
-            b's' => ClientCommand::Status {
-                allocation: true,
-                out_of_sync: true,
-            },
-            _ => return (taken, ClientStep::Close),
-        };
-        let range = ByteRange {
-            offset,
-            len: len.into(),
-        };
-        self.partial.clear();
-        let op = ClientOp {
-            cookie,
-            word: op.into(),
-            command,
-            range,
-            fua: false,
-        };
-        let step = match command {
-            ClientCommand::Write => ClientStep::Write(op),
-            _ => ClientStep::Request(op),
-        };
-        (taken, step)
-    }
-
-    fn tls(&self) -> Option<Arc<rustls::ServerConfig>> {
-        None
-    }
-
-    fn reply(&mut self, op: &ClientOp, outcome: Result<(), ClientError>, out: &mut Vec<u8>) {
-        out.extend_from_slice(&op.cookie.to_le_bytes());
-        out.push(u8::from(outcome.is_err()));
-    }
-
-    fn reply_data(
-        &mut self,
-        op: &ClientOp,
-        data: &[u8],
-        _from: usize,
-        out: &mut Vec<u8>,
-    ) -> DataPiece {
-        self.reply(op, Ok(()), out);
-        let (send, next) = (0..data.len(), None);
-        DataPiece { send, next }
-    }
-
-    /// The cookie, and for both a byte with the number of extents and five for each.
-    fn reply_status(&mut self, op: &ClientOp, status: &ClientStatus, out: &mut Vec<u8>) {
-        out.extend_from_slice(&op.cookie.to_le_bytes());
-        for extents in [&status.holes, &status.out_of_sync] {
-            out.push(u8::try_from(extents.len()).unwrap());
-            for extent in extents {
-                out.extend_from_slice(&u32::try_from(extent.len).unwrap().to_le_bytes());
-                out.push(u8::from(extent.is));
-            }
-        }
-    }
-
-    fn shut_down(&mut self) {}
-}
-
-struct LineProtocol;
-
-impl ClientProtocol for LineProtocol {
-    fn connect(&mut self, out: &mut Vec<u8>) -> Box<dyn ClientConnection> {
-        out.push(b'!');
-        Box::new(Line::default())
-    }
-}
-
-/// The client's end of that.
-pub(super) struct LineClient {
-    pub(super) stream: Socket,
-}
-
-impl LineClient {
-    fn connect(address: &SockAddr) -> Self {
-        let mut stream = Socket::new(address.domain(), Type::STREAM, None).unwrap();
-        stream.connect(address).unwrap();
-        let _ = stream.set_tcp_nodelay(true);
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        let mut greeting = [0];
-        stream.read_exact(&mut greeting).unwrap();
-        assert_eq!(&greeting, b"!");
-        stream.write_all(b"!").unwrap();
-        Self { stream }
-    }
-
-    pub(super) fn request(op: u8, cookie: u64, offset: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![op];
-        bytes.extend_from_slice(&cookie.to_le_bytes());
-        bytes.extend_from_slice(&offset.to_le_bytes());
-        bytes.extend_from_slice(&u32::try_from(len).unwrap().to_le_bytes());
-        bytes
-    }
-
-    pub(super) fn send_write(&mut self, cookie: u64, offset: u64, bytes: &[u8]) {
-        let mut message = Self::request(b'w', cookie, offset, bytes.len());
-        message.extend_from_slice(bytes);
-        self.stream.write_all(&message).unwrap();
-    }
-
-    pub(super) fn send_read(&mut self, cookie: u64, offset: u64, len: usize) {
-        self.stream
-            .write_all(&Self::request(b'r', cookie, offset, len))
-            .unwrap();
-    }
-
-    /// The next reply; `len` bytes follow where it is a success.
-    pub(super) fn answer(&mut self, len: usize) -> (u64, Result<Vec<u8>, ()>) {
-        let mut header = [0; 9];
-        self.stream.read_exact(&mut header).unwrap();
-        let cookie = u64::from_le_bytes(header[..8].try_into().unwrap());
-        if header[8] != 0 {
-            return (cookie, Err(()));
-        }
-        let mut bytes = vec![0; len];
-        self.stream.read_exact(&mut bytes).unwrap();
-        (cookie, Ok(bytes))
-    }
-
-    pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ()> {
-        self.send_write(1, offset, bytes);
-        self.answer(0).1.map(drop)
-    }
-
-    pub(super) fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, ()> {
-        self.send_read(2, offset, len);
-        self.answer(len).1
-    }
-
-    pub(super) fn zero(&mut self, offset: u64, len: usize) -> Result<(), ()> {
-        self.stream
-            .write_all(&Self::request(b'z', 3, offset, len))
-            .unwrap();
-        self.answer(0).1.map(drop)
-    }
-
-    pub(super) fn flush(&mut self) -> Result<(), ()> {
-        self.stream
-            .write_all(&Self::request(b'f', 4, 0, 0))
-            .unwrap();
-        self.answer(0).1.map(drop)
-    }
-
-    /// The other end closes, after whatever it has sent.
-    pub(super) fn expect_end(&mut self) {
-        let _ = self.stream.read_to_end(&mut Vec::new());
-    }
-
-    pub(super) fn expect_closed(&mut self) {
-        let mut rest = Vec::new();
-        let end = self.stream.read_to_end(&mut rest);
-        assert!(end.is_err() || rest.is_empty(), "{} bytes more", rest.len());
     }
 }
 
@@ -306,6 +120,7 @@ enum Then {
         seq: Seq,
     },
     Verify(CommandId),
+    Map(RequestId, MapQuestion),
 }
 
 /// Serves volume 0, and mirrors writes to `peer`. Overlapping requests in flight are queued one behind
@@ -315,6 +130,7 @@ pub(super) struct Fake {
     peer: Option<NodeId>,
     conn: Option<ConnId>,
     dial_at: Option<Time>,
+    fast_zeroes: FastZeroes,
     ops: u64,
     then: BTreeMap<u64, Then>,
     ranges: BTreeMap<u64, ByteRange>,
@@ -342,6 +158,14 @@ impl Fake {
             | ClientRequest::Zero { range, .. } => range.outward(4096),
             ClientRequest::Flush => ByteRange::between(0, 0),
         };
+        if let ClientRequest::Zero {
+            hole, fast: true, ..
+        } = request
+            && !self.fast_zeroes.cover(hole)
+        {
+            let result = Err(ClientError::NotFast);
+            return out.push(Action::Reply { id, result });
+        }
         if self.ranges.values().any(|busy| busy.overlaps(range)) {
             self.queue.push((id, request));
             return;
@@ -356,7 +180,9 @@ impl Fake {
         let action = match request {
             ClientRequest::Read { range } => Action::Read { op, volume, range },
             ClientRequest::Flush => Action::Flush { op, volume },
-            ClientRequest::Zero { range, hole, fua } => Action::Zero {
+            ClientRequest::Zero {
+                range, hole, fua, ..
+            } => Action::Zero {
                 op,
                 volume,
                 range,
@@ -434,7 +260,7 @@ impl Fake {
                     message: Message::Acks { seqs: vec![*seq] },
                 });
             }
-            Then::Verify(_) => panic!("not a disk request"),
+            Then::Verify(_) | Then::Map(..) => panic!("not a disk request"),
         }
         self.then.remove(&op);
     }
@@ -500,6 +326,20 @@ impl Machine for Fake {
                 let ok = hashes[0] == BlockHash::ZERO;
                 let result = if ok { Ok(()) } else { Err(CommandError::Busy) };
                 out.push(Action::CommandDone { id, result });
+            }
+            Event::FastZeroes(fast) => self.fast_zeroes = fast,
+            Event::AskMap { id, question } => {
+                let VolumeRange { volume, range } = question.at;
+                let op = self.op(Then::Map(id, question));
+                out.push(Action::Look { op, volume, range });
+            }
+            Event::Looked { op, holes } => {
+                let Some(Then::Map(id, question)) = self.then.remove(&op.0) else {
+                    panic!()
+                };
+                let unknown = Map::unknown(question.at.range);
+                let map = Map { holes, ..unknown };
+                out.push(Action::Map { id, map });
             }
             Event::Dialed { peer, conn } => {
                 let record = Record {
@@ -617,16 +457,6 @@ impl Machine for Fake {
         true
     }
 
-    fn unsettled(&self, _now: Time, _volume: VolumeId, range: ByteRange) -> Option<Regions> {
-        let ranges = Vec::new();
-        let end = range.end();
-        Some(Regions { ranges, end })
-    }
-
-    fn out_of_sync(&self, _volume: VolumeId, _range: ByteRange) -> Option<Regions> {
-        None
-    }
-
     fn standing(&self) -> Standing {
         Standing {
             failed: false,
@@ -638,8 +468,11 @@ impl Machine for Fake {
 
 /// A resource on a store, mirrored to node 1 if told so.
 pub(super) fn machine_of(store: &Store, mirrored: bool) -> NewResource {
-    let disk = Disk::open(&store.config()).unwrap();
-    disk.set_volume_bytes(VOLUME_BYTES).unwrap();
+    machine_on(store.open(), mirrored)
+}
+
+/// As that, on a store that is open.
+pub(super) fn machine_on(disk: Disk, mirrored: bool) -> NewResource {
     let dials = mirrored.then(|| node_id(1));
     NewResource {
         cluster: CLUSTER,
@@ -667,7 +500,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn empty(peer_address: &str, change: impl FnOnce(&mut PlaneConfig)) -> Self {
+    pub(super) fn empty(peer_address: &str, change: impl FnOnce(&mut PlaneConfig)) -> Self {
         let reports = Arc::new(Mutex::new(Vec::new()));
         let sink = reports.clone();
         let mut config =

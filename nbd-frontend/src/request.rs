@@ -207,14 +207,16 @@ impl RawRequest {
         self.command == command::DISC
     }
 
-    /// Bytes that follow on the stream, whether or not the request is any good: a WRITE's, or with
-    /// extended headers those of any command that says so.
+    /// Bytes that follow on the stream, whether or not the request is any good: a WRITE's, and with
+    /// extended headers those of any command that says so. A WRITE has to say so then, but QEMU's client
+    /// (10.0) does not.
     pub(crate) fn payload_bytes(&self, replies: Replies) -> u64 {
-        let has_payload = match replies {
-            Replies::Extended => self.flags & flag::PAYLOAD_LEN != 0,
-            Replies::Simple | Replies::Structured => self.command == command::WRITE,
-        };
-        if has_payload { self.length } else { 0 }
+        let says_so = replies == Replies::Extended && self.flags & flag::PAYLOAD_LEN != 0;
+        if says_so || self.command == command::WRITE {
+            self.length
+        } else {
+            0
+        }
     }
 
     /// Is it a BLOCK_STATUS whose payload says what it is about?
@@ -329,15 +331,7 @@ impl Terms {
                 };
                 (Command::Read, df)
             }
-            command::WRITE if is_extended => {
-                if raw.flags & flag::PAYLOAD_LEN == 0 {
-                    return reject(
-                        NbdError::Invalid,
-                        "with extended headers a write has to say that a payload follows",
-                    );
-                }
-                (Command::Write, flag::PAYLOAD_LEN)
-            }
+            command::WRITE if is_extended => (Command::Write, flag::PAYLOAD_LEN),
             command::WRITE => (Command::Write, 0),
             command::FLUSH => (Command::Flush, 0),
             command::TRIM => (Command::Trim, 0),

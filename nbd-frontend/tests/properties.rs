@@ -56,7 +56,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
             for id in ids {
                 payload.extend_from_slice(&id.to_be_bytes());
             }
-            let has_payload = flags & message::PAYLOAD_LEN != 0;
+            let has_payload = flags & message::PAYLOAD_LEN != 0 || command == message::WRITE;
             let is_status = has_payload && command == message::BLOCK_STATUS;
             let length = match length {
                 _ if is_status => u64::try_from(payload.len()).unwrap(),

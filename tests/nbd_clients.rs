@@ -243,16 +243,13 @@ fn zeroes_that_shall_be_fast_are_or_are_refused_on_every_node() {
     bytes[5000..9000].fill(7);
     std::fs::write(&image, bytes).expect("a file");
     let image = image.display().to_string();
-    for k in 1..=2 {
+    // What was there before has to go.
+    let convert = ["convert", "-n", "-f", "raw", "-O", "raw"];
+    for (k, program, arguments) in [(1, "nbdcopy", &[][..]), (2, "qemu-img", &convert)] {
         let uri = cluster.uri(k);
-        // What was there before has to go, and both clients zero it fast.
         run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 8M", &uri]);
-        let convert = ["convert", "-n", "-f", "raw", "-O", "raw", &image, &uri];
-        run("qemu-img", &convert);
+        run(program, &[arguments, &[&image, &uri]].concat());
         let compare = ["compare", "-f", "raw", "-F", "raw", &image, &uri];
-        run("qemu-img", &compare);
-        run("qemu-io", &["-f", "raw", "-c", "write -P 9 0 8M", &uri]);
-        run("nbdcopy", &[&image, &uri]);
         run("qemu-img", &compare);
         run("qemu-io", &["-f", "raw", "-c", "write -z -u -n 0 1M", &uri]);
     }

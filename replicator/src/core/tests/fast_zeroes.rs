@@ -108,11 +108,12 @@ fn a_replica_that_becomes_slow_comes_back_or_is_lost_counts_as_it_is_now() {
 
 #[test]
 fn a_long_one_is_done_in_pieces_or_refused_as_a_whole() {
-    const ENDS: [u64; 2] = [1 << 20, 61 << 20];
+    // Pieces end at multiples of 32 MiB.
+    const ENDS: [u64; 2] = [31 << 20, 33 << 20];
     for slow in [&[][..], &[1]] {
         for node in 0..2 {
             let mut c = cluster(2, slow);
-            let touched = [ENDS[0], 33 << 20, ENDS[1] - 4096];
+            let touched = [ENDS[0], 32 << 20, ENDS[1] - 4096];
             for at in touched {
                 c.write(node, at, 7, 4096);
             }
@@ -124,6 +125,18 @@ fn a_long_one_is_done_in_pieces_or_refused_as_a_whole() {
                 assert_eq!(c.byte(replica, at), left, "{at} on {replica}, {node} asks");
             }
         }
+    }
+    // Without follow access the primary itself cuts it up.
+    for slow in [&[][..], &[1]] {
+        let mut c = cluster(2, slow);
+        c.event(0, Event::Access(Access::Exclusive));
+        for at in [ENDS[0], ENDS[1] - 4096] {
+            c.write(0, at, 7, 4096);
+        }
+        let id = zero(&mut c, 0, (ENDS[0], ENDS[1]), true, true);
+        let left = if slow.is_empty() { 0 } else { 7 };
+        assert_eq!(is_refused(&c, id), !slow.is_empty());
+        assert_eq!([c.byte(1, ENDS[0]), c.byte(0, ENDS[1] - 1)], [left; 2]);
     }
     // One that was begun is ended, whoever becomes slow meanwhile.
     let mut c = cluster(2, &[]);

@@ -189,7 +189,7 @@ impl NodeInside {
 #[test]
 fn a_kernel_device_with_exclusive_access_ends_with_its_primary_and_with_follow_access_outlives_its_daemon()
  {
-    let mut vm = Vm::boot();
+    let mut vm = Vm::boot_with_systemd();
     vm.run("insmod /modules/nbd.ko");
     NodeInside::create(&mut vm);
     NodeInside::wait(&mut vm, "lockstep resource create x --size 16MiB");
@@ -253,4 +253,38 @@ fn a_kernel_device_with_exclusive_access_ends_with_its_primary_and_with_follow_a
     );
     println!("{}", vm.run("cat /tmp/n/attach/*.log"));
     vm.run("umount /m && /sbin/e2fsck -f -n /dev/nbd3 && lockstep detach f");
+    as_services_of_systemd(&mut vm);
+}
+
+/// The units that Lockstep comes with, for the node that the machine has.
+fn as_services_of_systemd(vm: &mut Vm) {
+    vm.run(
+        "kill $(cat /tmp/n/daemon); while kill -0 $(cat /tmp/n/daemon) 2>/dev/null; do sleep 0.1; done",
+    );
+    vm.run("mkdir -p /etc/lockstep/attach && (echo 'data_directory = \"/tmp/n\"'; cat /tmp/n/lockstep.toml) >/etc/lockstep/lockstep.toml");
+    vm.run("echo OPTIONS=/dev/nbd7 >/etc/lockstep/attach/x");
+    vm.run("systemctl start lockstep");
+    NodeInside::wait(vm, "lockstep resource list");
+    // Started means that the device is there.
+    vm.run("systemctl start lockstep-attach@x && mount -t ext4 /dev/nbd7 /m && [ $(cat /m/third) = 3 ]");
+    vm.run("systemctl reload lockstep && [ $(systemctl is-active lockstep) = active ]");
+
+    // A keeper that is killed is started again, and takes over the device, which is in use.
+    let keeper = "systemctl show -p MainPID --value lockstep-attach@x";
+    let first = vm.run(keeper);
+    vm.run(&format!("kill -9 {first}"));
+    wait_for("the keeper to be started again", SOON, || {
+        let (_, state) = vm.try_run("systemctl is-active lockstep-attach@x");
+        let (_, now) = vm.try_run(keeper);
+        if state.trim() == "active" && now.trim() != "0" && now.trim() != first {
+            Ok(())
+        } else {
+            Err(state + &now)
+        }
+    });
+    vm.run("echo 4 >/m/fourth && sync && umount /m");
+    vm.run("systemctl stop lockstep-attach@x && [ ! -e /sys/block/nbd7/pid ]");
+    vm.run("systemctl stop lockstep");
+    let results = vm.run("systemctl show -p Result --value lockstep lockstep-attach@x");
+    assert_eq!(results, "success\n\nsuccess", "{results}");
 }

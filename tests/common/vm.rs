@@ -6,6 +6,7 @@ use super::command::LOCKSTEP;
 use super::disk::tool;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -50,8 +51,24 @@ ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up
 stty -F /dev/ttyS1 raw -echo
+if [ -e /lib/systemd/systemd ]; then exec /lib/systemd/systemd --unit=shell.service; fi
 sh /dev/ttyS1 </dev/null >/dev/ttyS1 2>&1
 "#;
+
+/// The shell where systemd is the first process.
+const SHELL: &str = "
+[Unit]
+Requires=basic.target
+After=basic.target
+[Service]
+ExecStart=/bin/sh /dev/ttyS1
+Environment=PATH=/sbin:/bin
+IgnoreSIGPIPE=no
+StandardOutput=file:/dev/ttyS1
+StandardError=file:/dev/ttyS1
+";
+/// What units need of systemd's own.
+const TARGETS: [&str; 3] = ["basic.target", "sysinit.target", "shutdown.target"];
 
 /// A running machine.
 #[derive(Debug)]
@@ -76,6 +93,7 @@ fn kernel() -> PathBuf {
 /// Copies a program and the libraries that it needs, to where it looks for them.
 fn install(root: &Path, program: &Path, to: &str) {
     let target = root.join(to);
+    fs::create_dir_all(target.parent().expect("a directory")).expect("it can be made");
     fs::copy(program, &target).expect("a program can be copied");
     let said = tool("ldd", [program]);
     for word in said.split_whitespace().filter(|word| word.starts_with('/')) {
@@ -116,9 +134,37 @@ pub(crate) fn make_root(root: &Path) {
     tool("chmod", ["+x".as_ref(), root.join("init").as_os_str()]);
 }
 
-fn make_initramfs(directory: &Path) -> PathBuf {
+/// Adds systemd, with the units that Lockstep comes with.
+fn add_systemd(root: &Path) {
+    // The last one since version 255.
+    let executor = "usr/lib/systemd/systemd-executor";
+    for program in ["lib/systemd/systemd", "bin/systemctl", executor] {
+        let path = Path::new("/").join(program);
+        if program != executor || path.exists() {
+            install(root, &path, program);
+        }
+    }
+    let units = root.join("etc/systemd/system");
+    fs::create_dir_all(&units).expect("a directory can be made");
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/systemd");
+    let theirs = TARGETS.map(|unit| Path::new("/lib/systemd/system").join(unit));
+    let ours = ["lockstep.service", "lockstep-attach@.service"].map(|unit| ours.join(unit));
+    for unit in ours.iter().chain(&theirs) {
+        let name = unit.file_name().expect("a file");
+        fs::copy(unit, units.join(name)).expect("a unit");
+    }
+    fs::write(units.join("shell.service"), SHELL).expect("a file can be written");
+    fs::write(root.join("etc/machine-id"), "7".repeat(32) + "\n").expect("a file can be written");
+    fs::create_dir_all(root.join("usr/bin")).expect("a directory can be made");
+    symlink("/bin/lockstep", root.join("usr/bin/lockstep")).expect("a link can be made");
+}
+
+fn make_initramfs(directory: &Path, systemd: bool) -> PathBuf {
     let root = directory.join("root");
     make_root(&root);
+    if systemd {
+        add_systemd(&root);
+    }
     let archive = directory.join("initramfs");
     let pack = r#"cd "$1" && find . | busybox cpio -o -H newc >"$2""#;
     let arguments = ["-c", pack, "sh"].map(std::ffi::OsString::from);
@@ -130,17 +176,22 @@ fn make_initramfs(directory: &Path) -> PathBuf {
 impl Vm {
     /// Boots a machine and waits for its shell.
     pub(crate) fn boot() -> Self {
-        Self::boot_with(&[])
+        Self::boot_with(&[], false)
+    }
+
+    /// The same with systemd.
+    pub(crate) fn boot_with_systemd() -> Self {
+        Self::boot_with(&[], true)
     }
 
     /// Boots a machine from a disk on which [`make_root`] was; the disk as QEMU's `-drive` has it.
     pub(crate) fn boot_from(drive: &str) -> Self {
-        Self::boot_with(&["-drive", drive])
+        Self::boot_with(&["-drive", drive], false)
     }
 
-    fn boot_with(more: &[&str]) -> Self {
+    fn boot_with(more: &[&str], systemd: bool) -> Self {
         let directory = TempDir::with_prefix("lockstep-test-vm-").expect("a directory");
-        let initramfs = make_initramfs(directory.path());
+        let initramfs = make_initramfs(directory.path(), systemd);
         let mut process = Command::new("qemu-system-x86_64")
             .args([
                 "-accel", "tcg", "-cpu", "max", "-m", "768", "-display", "none",

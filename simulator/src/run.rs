@@ -9,6 +9,7 @@ use crate::rules::{Rule, Violation};
 use crate::world::{Config, Follow, World};
 use controller::core::{consensus, failover};
 use replicator::core::api::Settings;
+use replicator::core::message::ZERO_PIECE_BYTES;
 use std::rc::Rc;
 use vocabulary::EXTENT_BYTES;
 
@@ -50,6 +51,7 @@ pub fn fast_settings(rng: &mut Rng) -> Settings {
         chunk_bytes: [16 << 10, 64 << 10, 256 << 10][rng.index(3)],
         max_chunks: rng.index(4) + 1,
         admit_below_bytes: [4 << 10, 64 << 10, 1 << 20][rng.index(3)],
+        zero_piece_bytes: ZERO_PIECE_BYTES,
         no_primary_ms: Settings::default().no_primary_ms,
         no_quorum_errors: false,
     }

@@ -12,6 +12,7 @@ use crate::rules::{differences_are_known, replicas_are_equal};
 use crate::world::{Config, Occurrence, World};
 use controller::core::{consensus, failover};
 use replicator::core::api::{Command, CommandError, Notice, Settings};
+use replicator::core::message::ZERO_PIECE_BYTES;
 use std::rc::Rc;
 use vocabulary::{BLOCK_BYTES, ByteRange, EXTENT_BYTES, NodeId, NodeSet, VolumeId};
 
@@ -85,6 +86,7 @@ impl Stage {
                 chunk_bytes: 16 << 10,
                 max_chunks: 1,
                 admit_below_bytes: 4 << 10,
+                zero_piece_bytes: ZERO_PIECE_BYTES,
                 no_primary_ms: Settings::default().no_primary_ms,
                 no_quorum_errors: false,
             },

@@ -266,6 +266,13 @@ impl Stage {
         self.wait("serving", |w| w.serving() == Some(me));
     }
 
+    /// The replicas are these from now on; of a cluster without controllers.
+    pub fn configure(&mut self, replicas: &[u8]) {
+        let min_redundancy = self.world.record().min_redundancy;
+        let replicas = replicas.iter().map(|&number| node(number)).collect();
+        self.world.store.configure(replicas, min_redundancy);
+    }
+
     // --- bad luck ---
 
     /// Cuts a node off from another, both ways.

@@ -16,6 +16,20 @@ fn switch_primaries() {
 }
 
 #[test]
+fn a_demotion_goes_on_when_the_replicas_are_others_meanwhile() {
+    let mut s = Stage::new(3);
+    s.world.store.up = false;
+    let demotion = s.world.command(node(0), Command::Demote);
+    s.pass(50);
+    s.configure(&[0, 1]);
+    s.world.store.up = true;
+    s.wait("demoted", |w| w.operator.answers.contains_key(&demotion));
+    assert_eq!(s.world.operator.answers[&demotion], Ok(()));
+    s.promote(1);
+    s.rest();
+}
+
+#[test]
 fn concurrent_promotions_have_one_winner() {
     let mut s = Stage::new(3);
     assert_eq!(s.command(0, Command::Demote), Ok(()));

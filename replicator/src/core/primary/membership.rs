@@ -129,6 +129,10 @@ impl<P: Payload> Primary<P> {
         {
             self.proposal = None;
         }
+        if self.stage == Stage::Demoting {
+            // What was configured meanwhile has made the proposal a stale one.
+            self.propose(cx, Change::Demote { node: self.node });
+        }
         if let Some(admitting) = &self.admitting {
             let member = admitting.member;
             if record.member(member.node) == Some(&member) {

@@ -408,13 +408,23 @@ impl<P: Payload> Primary<P> {
         if self.demote_command.is_some() {
             return Some(Err(CommandError::Busy));
         }
+        let gathering = self.stage == Stage::Gathering;
+        if self.stage == Stage::Promising || gathering && self.proposal.is_some() {
+            return Some(Err(CommandError::Busy));
+        }
         let deadline = cx.now().plus_ms(self.settings.command_timeout_ms);
         self.demote_command = Some((id, deadline));
-        self.stage = Stage::Draining;
         // What was never started needs no drain.
         for key in std::mem::take(&mut self.gated) {
             self.reply(cx, key, Err(ClientError::Shutdown));
         }
+        if gathering {
+            // Nothing was served, and what is in doubt stays so: the next primary's business.
+            self.stage = Stage::Demoting;
+            self.propose(cx, Change::Demote { node: self.node });
+            return None;
+        }
+        self.stage = Stage::Draining;
         self.want_flush();
         self.check_drained(cx);
         None

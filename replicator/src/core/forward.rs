@@ -569,6 +569,9 @@ impl<P: Payload> Forwarder<P> {
     /// Whether a primary does a write of zeroes as one write, so that one number can stand for it: also
     /// a shorter one may lie across a piece's end.
     pub(crate) fn is_one_piece(&self, range: ByteRange) -> bool {
+        if mutated(Mutation::PiecesByLengthOnly) {
+            return range.len <= self.piece_bytes;
+        }
         self.pieces(range).nth(1).is_none()
     }
 

@@ -68,6 +68,10 @@ struct Zone {
     last_begin: Tick,
     /// Earliest end of any of them; `Tick::MAX`: unknown and unseen.
     first_end: Tick,
+    /// When the write was sent.
+    sent: Tick,
+    /// When it was answered with an error, so that it may have happened or not.
+    given_up: Tick,
 }
 
 impl Zone {
@@ -79,6 +83,13 @@ impl Zone {
     /// (and two backward zones never fulfil it).
     fn conflicts(&self, other: &Self) -> bool {
         self.first_end < other.last_begin && other.first_end < self.last_begin
+            || self.comes_back_over(other)
+            || other.comes_back_over(self)
+    }
+
+    /// The write was given up, and a later one that was seen to happen came before it.
+    fn comes_back_over(&self, later: &Self) -> bool {
+        self.given_up < later.sent && later.first_end < self.last_begin
     }
 }
 
@@ -195,6 +206,8 @@ impl Checker {
                 stamp: write.stamp_at(id, sector),
                 last_begin: invoked,
                 first_end: Tick::MAX,
+                sent: invoked,
+                given_up: Tick::MAX,
             };
             self.register(volume, sector).zones.push(zone);
         }
@@ -251,6 +264,20 @@ impl Checker {
             }
         }
         Ok(true)
+    }
+
+    /// The write was answered with an error: it may happen or not, but not over a later one.
+    pub fn give_up(&mut self, id: WriteId) {
+        let now = self.tick();
+        let Some((volume, first, count)) = self.extent_of(id) else {
+            return;
+        };
+        for sector in first..first + count {
+            let zones = &mut self.register(volume, sector).zones;
+            if let Some(zone) = zones.iter_mut().find(|zone| zone.write == id) {
+                zone.given_up = now;
+            }
+        }
     }
 
     /// Writes that were answered before `invoked` and are not known to be stable: what a flush that
@@ -368,7 +395,7 @@ impl Checker {
         register
             .zones
             .iter()
-            .any(|z| z.stamp == stamp && z.first_end >= write.invoked)
+            .any(|z| z.stamp == stamp && z.first_end.min(z.given_up) >= write.invoked)
             || (register.initial.contains(&stamp)
                 && register
                     .start
@@ -453,6 +480,8 @@ impl Register {
                 stamp: initial.first().copied().unwrap_or(ZERO),
                 last_begin: began,
                 first_end: began,
+                sent: 0,
+                given_up: Tick::MAX,
             }),
             initial,
             zones: Vec::new(),
@@ -584,6 +613,23 @@ mod tests {
         read(&mut c, ZERO).unwrap();
         read(&mut c, stamp).unwrap();
         assert!(read(&mut c, ZERO).is_err());
+    }
+
+    #[test]
+    fn a_write_that_was_given_up_may_still_happen_but_not_over_a_later_one() {
+        let mut c = Checker::new();
+        let (given_up, old) = write(&mut c);
+        let (other, _) = write(&mut c);
+        c.give_up(given_up);
+        read(&mut c, ZERO).unwrap();
+        // Sent before it was given up.
+        c.ack_write(other, false).unwrap();
+        read(&mut c.clone(), old).unwrap();
+        let (later, new) = write(&mut c);
+        read(&mut c.clone(), old).unwrap();
+        c.ack_write(later, false).unwrap();
+        assert!(read(&mut c.clone(), old).is_err());
+        read(&mut c, new).unwrap();
     }
 
     #[test]

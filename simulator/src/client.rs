@@ -41,8 +41,8 @@ pub struct Pending {
     pub write: Option<WriteId>,
     /// The epoch and the history that its node knew when it came there, and its turn among arrivals.
     pub arrived: Option<Arrival>,
-    /// Its node has forwarded it.
-    pub forwarded: bool,
+    /// Where what its node has forwarded of it begins: a long write of zeroes goes in pieces.
+    pub forwarded: Vec<u64>,
 }
 
 /// A request has come to its node.
@@ -67,6 +67,21 @@ pub struct Sent {
     pub write: Option<WriteId>,
     /// The history that its node knew when the request came there.
     pub history: Option<HistoryId>,
+    /// It is a piece of the write only.
+    pub piece: bool,
+}
+
+impl Ask {
+    /// Is it the other one, or a piece of that?
+    #[must_use]
+    pub fn is_part_of(&self, whole: &Self) -> bool {
+        match (self, whole) {
+            (Self::Zero(part, a, b), Self::Zero(range, c, d)) => {
+                (a, b) == (c, d) && range.intersection(*part) == Some(*part)
+            }
+            _ => self == whole,
+        }
+    }
 }
 
 impl Sent {
@@ -79,6 +94,7 @@ impl Sent {
             invoked: pending.invoked,
             write: pending.write,
             history: pending.history(),
+            piece: false,
         }
     }
 }
@@ -215,25 +231,32 @@ impl Clients {
         }
     }
 
-    /// A node forwards, under this number, one of its requests that match and have none yet; false where
-    /// there is none. Which of several that are the same does not matter.
+    /// A node forwards this, under this number: one of its requests that match and have none yet, or a
+    /// piece of it; false where there is none. Which of several that are the same does not matter.
     pub fn numbered(
         &mut self,
         from: Process,
         number: u64,
         invoked: Tick,
+        ask: Ask,
         matches: impl Fn(&Pending) -> bool,
     ) -> bool {
-        let candidates = self
-            .pending
-            .values_mut()
-            .filter(|p| p.process == from && p.arrived.is_some() && !p.forwarded && matches(p));
+        let first = match &ask {
+            Ask::Read(range) | Ask::Write(range, _) | Ask::Zero(range, ..) => range.offset,
+            Ask::Flush => 0,
+        };
+        let candidates = self.pending.values_mut().filter(|p| {
+            let waits = p.arrived.is_some() && !p.forwarded.contains(&first);
+            p.process == from && waits && ask.is_part_of(&p.ask) && matches(p)
+        });
         let Some(pending) = candidates.min_by_key(|p| p.arrived.map(|a| a.turn)) else {
             return false;
         };
-        pending.forwarded = true;
+        pending.forwarded.push(first);
         let sent = Sent {
             invoked,
+            piece: ask != pending.ask,
+            ask,
             ..Sent::of(pending)
         };
         self.sent.insert((from, number), sent);
@@ -246,8 +269,9 @@ impl Clients {
         self.pending.values().filter(|p| p.client == client).count()
     }
 
-    /// The process is dead: what it had not answered has an unknown outcome.
+    /// The process is dead, or has let its replica go: what it had not answered has an unknown outcome.
     pub fn forget(&mut self, process: Process) {
+        self.sent.retain(|(from, _), _| *from != process);
         self.pending.retain(|_, p| p.process != process);
     }
 }

@@ -7,6 +7,7 @@ mod fencing;
 mod joining;
 mod leases;
 mod operator;
+mod shape;
 mod voter;
 
 use crate::faults::Repair;
@@ -26,9 +27,7 @@ use controller::core::{
 use replicator::core::api;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use vocabulary::{
-    Change, ClusterId, Generation, Member, NodeId, Record, Refusal, ResourceId, Time,
-};
+use vocabulary::{Change, ClusterId, Generation, NodeId, Record, Refusal, ResourceId, Time};
 
 /// Commands of fail-over to its engine are numbered from here; even: promotions, odd: demotions.
 pub const FAILOVER_COMMANDS: u64 = 1 << 40;
@@ -166,6 +165,11 @@ struct Mind {
     current: bool,
     turns: bool,
     told: Option<replicator::core::status::Standing>,
+    /// The length of leases that the engine was told, in ms, and that fail-over was.
+    terms: Option<u32>,
+    lease_ms: u32,
+    /// The engine is closing: its replica was removed.
+    lets_go: bool,
     lanes: [Time; 4],
     voter_armed: Option<Time>,
     beacons_armed: Option<Time>,
@@ -244,12 +248,7 @@ impl Control {
             });
         }
         if let Ok(name) = name("r0".to_owned()) {
-            let replica = |node| Replica {
-                node,
-                backing: Vec::new(),
-                report: None,
-                replaced: None,
-            };
+            let replica = |node| shape::replica(node, record.sizes.len());
             document.resources.push(Resource {
                 name,
                 id: record.resource,
@@ -323,21 +322,12 @@ impl World {
         let random = self.rng.draw();
         let now = self.clock(id);
         let run = self.node(id).run;
-        let node = self.node(id);
-        let report = Report {
-            member: Member {
-                node: id,
-                disk: node.disk,
-                incarnation: node.incarnation,
-            },
-            empty: false,
-        };
-        let witness = node.witness;
+        let witness = self.node(id).witness;
         let Some(control) = &mut self.control else {
             return;
         };
-        let resource = control.resource;
         let (settings, leases) = (control.whole.consensus, control.whole.failover);
+        let lease_ms = timings(&control.whole).lease_ms;
         let seat = &mut control.seats[id.index()];
         let newest = seat
             .copies
@@ -365,6 +355,9 @@ impl World {
             current: false,
             turns: true,
             told: None,
+            terms: None,
+            lease_ms,
+            lets_go: false,
             lanes: [Time(0); 4],
             voter_armed: None,
             beacons_armed: None,
@@ -374,11 +367,7 @@ impl World {
         self.after_us(1000, Occurrence::Word(process, Box::new(Word::Rounds)));
         if !witness {
             self.tell_standing(id);
-            self.ask(
-                id,
-                Command::Declare { resource, report },
-                Origin::Declaration,
-            );
+            self.declare(id);
         }
     }
 

@@ -39,6 +39,14 @@ impl World {
 
     fn carry_out(&mut self, id: NodeId, actions: Vec<Action<Stamps>>) {
         let run = self.node(id).run;
+        // What it answers in the same step was decided before.
+        let demotes = actions.iter().any(|action| {
+            let Action::Propose { based_on, change } = action else {
+                return false;
+            };
+            matches!(change, Change::Demote { .. }) && *based_on == self.record().generation
+        });
+        let epoch = self.record().epoch;
         for action in actions {
             self.say(|| match &action {
                 Action::MetaWrite {
@@ -59,6 +67,9 @@ impl World {
                 // It died in the middle of its outbox.
                 return;
             }
+        }
+        if demotes {
+            self.node_mut(id).demoting = Some(epoch);
         }
         self.rearm(id);
         self.tell_standing(id);
@@ -165,12 +176,6 @@ impl World {
                 result,
             } => self.reply(id, request, result),
             Action::Propose { based_on, change } => {
-                if let Change::Demote { .. } = change {
-                    let epoch = self.record().epoch;
-                    if self.record().generation == based_on {
-                        self.node_mut(id).demoting = Some(epoch);
-                    }
-                }
                 self.store.note(process, based_on, &change);
                 if self.is_whole() {
                     if matches!(change, Change::Admit { .. }) {
@@ -214,8 +219,9 @@ impl World {
             } => self.forwards(process, *number, *volume, request),
             Message::Answer { number, result } => {
                 let peer = self.net.conn(conn.0).and_then(|c| {
-                    let end = c.end_of(process)?;
-                    Some(c.process(end.other()))
+                    let end = c.end_of(process)?.other();
+                    // Of one that is dead, or has let its replica go, nobody gets it.
+                    (!c.ended(end)).then_some(c.process(end))
                 });
                 if let Some(peer) = peer {
                     self.answers(id, peer, *number, result);

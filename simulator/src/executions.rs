@@ -1,6 +1,7 @@
 //! Executions that show a fault which random seeds meet too rarely: each goes through on the sound
 //! core, and breaks a rule with the fault that it was written for.
 
+use crate::client::Ask;
 use crate::hunt::Fault;
 use crate::rules::replicas_are_equal;
 use crate::stage::{Stage, V, block, node};
@@ -8,7 +9,7 @@ use crate::world::World;
 use controller::core::mutation::Mutation as Control;
 use replicator::core::api::Command;
 use replicator::core::mutation::Mutation;
-use vocabulary::EXTENT_BYTES;
+use vocabulary::{BLOCK_BYTES, ByteRange, EXTENT_BYTES, NodeSet};
 
 /// How often an execution that needs luck is tried.
 const VARIATIONS: u32 = 12;
@@ -22,6 +23,34 @@ pub const ALL: &[(Fault, fn())] = &[
     (
         Fault::Engine(Mutation::ForceWithoutBits),
         force_sets_all_bits,
+    ),
+    (
+        Fault::Engine(Mutation::WriteWithoutLease),
+        a_write_that_ends_without_the_lease_is_not_answered,
+    ),
+    (
+        Fault::Engine(Mutation::LeaseCheckedBeforeRead),
+        a_read_that_ends_without_the_lease_is_not_answered,
+    ),
+    (
+        Fault::Engine(Mutation::ServeWithoutWord),
+        nobody_serves_while_an_older_lease_may_run,
+    ),
+    (
+        Fault::Engine(Mutation::HandOverKeepsOldBits),
+        a_replica_that_was_removed_lacks_everything,
+    ),
+    (
+        Fault::Engine(Mutation::GivenUpNotAwaited),
+        what_was_given_up_does_not_come_back,
+    ),
+    (
+        Fault::Engine(Mutation::PiecesByLengthOnly),
+        zeroes_across_a_pieces_end_are_forwarded,
+    ),
+    (
+        Fault::Control(Control::LeaseFromReceipt),
+        a_late_answer_makes_no_lease_longer,
     ),
     (
         Fault::Control(Control::BeaconsDespiteDeadPlane),
@@ -53,6 +82,83 @@ pub fn a_primary_whose_plane_stands_still_is_replaced() {
     assert!(done, "nobody took over");
     stage.read(1 - old, block(10));
     stage.wait("the old one is back", World::is_at_rest);
+}
+
+/// The primary's own disk holds a request up; another node takes over, and then the request is done, with
+/// all that it needed but a lease (RULES 4, and the first execution of section 5).
+fn ends_without_the_lease(request: Ask) {
+    let mut stage = Stage::whole(2, 1, false);
+    let old = primary(&stage);
+    stage.write(old, block(10));
+    stage.health(old).stuck = true;
+    let open = stage.ask(old, request);
+    stage.pass(20);
+    leave_alone(&mut stage, old);
+    stage.wait("another serves", |w| w.serving() == Some(node(1 - old)));
+    stage.mend_disk(old);
+    stage.pass(20);
+    assert!(stage.is_open(open), "it is answered without a lease");
+    stage.world.repair_all();
+    stage.rest();
+}
+
+/// Nobody of two nodes and a witness hears this one.
+fn leave_alone(stage: &mut Stage, number: u8) {
+    for other in (0..3).filter(|other| *other != number) {
+        stage.cut(number, other);
+    }
+}
+
+/// A write that all have.
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn a_write_that_ends_without_the_lease_is_not_answered() {
+    ends_without_the_lease(Ask::Write(block(10), false));
+}
+
+/// A read that began under the lease.
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn a_read_that_ends_without_the_lease_is_not_answered() {
+    ends_without_the_lease(Ask::Read(block(10)));
+}
+
+/// A node is promoted at an operator's word right after it was cut off from the primary, whose lease still
+/// runs (RULES 4).
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn nobody_serves_while_an_older_lease_may_run() {
+    let mut stage = Stage::whole(2, 1, false);
+    let old = primary(&stage);
+    let new = 1 - old;
+    leave_alone(&mut stage, old);
+    let promotion = stage.world.promotion(node(new), NodeSet::only(node(old)));
+    assert_eq!(stage.command(new, promotion), Ok(()));
+    stage.wait("serving", |w| w.serving() == Some(node(new)));
+    stage.world.repair_all();
+    stage.rest();
+}
+
+/// Answers to the primary's beacons are on their way for long when it is cut off: its lease ends when it
+/// would have (RULES 4).
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn a_late_answer_makes_no_lease_longer() {
+    for late_us in [80_000, 100_000, 120_000] {
+        let mut stage = Stage::whole(2, 1, false);
+        let old = primary(&stage);
+        let new = 1 - old;
+        stage.world.net.delay_us[usize::from(new)][usize::from(old)] = late_us;
+        stage.pass(500);
+        leave_alone(&mut stage, old);
+        stage.wait("another serves", |w| w.serving() == Some(node(new)));
+        stage.world.repair_all();
+        stage.rest();
+    }
 }
 
 /// Two nodes without a witness, A and B. A had B switched off, goes on alone and acknowledges W. A dies, B
@@ -215,4 +321,80 @@ pub fn force_sets_all_bits() {
     if let Err(violation) = replicas_are_equal(stage.world.record(), &stage.world.nodes) {
         panic!("{violation}");
     }
+}
+
+/// {0, 1, 2} in sync. 1 is away while 2 is removed and added again, and is admitted before 2 is: what 1
+/// knew of 2 is worth nothing (section 1, "configured").
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn a_replica_that_was_removed_lacks_everything() {
+    let mut stage = Stage::new(3);
+    stage.write(0, block(10));
+    stage.pass(1000);
+    stage.kill(1);
+    stage.wait_out(1);
+    stage.configure(&[0, 1]);
+    stage.pass(500);
+    stage.cut(0, 2);
+    stage.cut(1, 2);
+    // What becomes of the store of a replica that is none is nobody's business.
+    stage.scribble(2, 300);
+    stage.write(0, block(12));
+    stage.configure(&[0, 1, 2]);
+    stage.start(1);
+    stage.wait_in(1);
+    stage.kill(0);
+    stage.promote(1);
+    stage.mend(1, 2);
+    stage.wait_in(2);
+    stage.audit();
+    if let Err(violation) = replicas_are_equal(stage.world.record(), &stage.world.nodes) {
+        panic!("{violation}");
+    }
+}
+
+/// Pieces of this length, in bytes.
+const PIECE: u64 = 16 << 10;
+
+/// Zeroes of two pieces are given up with the first one under way. The second one does not come over a
+/// later write (errors without a quorum).
+///
+/// # Panics
+/// Where a rule is broken.
+pub fn what_was_given_up_does_not_come_back() {
+    let mut stage = Stage::of(2, EXTENT_BYTES, |config| {
+        config.min_redundancy = 2;
+        config.settings.no_quorum_errors = true;
+        config.settings.no_primary_ms = 500;
+        config.settings.zero_piece_bytes = PIECE;
+    });
+    stage.cut(0, 1);
+    let both = ByteRange::between(PIECE - BLOCK_BYTES, PIECE + BLOCK_BYTES);
+    let second = ByteRange::between(PIECE, both.end());
+    let zeroes = Ask::Zero(both, false, false);
+    assert!(!stage.asked(0, zeroes), "nobody can have answered that");
+    stage.begin_write(0, second);
+    stage.mend(0, 1);
+    stage.rest();
+    stage.pass(500);
+    stage.read(0, second);
+    stage.write(0, second);
+    stage.read(0, second);
+}
+
+/// A short write of zeroes across a piece's end goes to the primary in two (RULES 12: a number stands for
+/// one write).
+///
+/// # Panics
+/// Where it is not answered.
+pub fn zeroes_across_a_pieces_end_are_forwarded() {
+    let mut stage = Stage::of(2, EXTENT_BYTES, |config| {
+        config.follow = true;
+        config.settings.zero_piece_bytes = PIECE;
+    });
+    let both = ByteRange::between(PIECE - BLOCK_BYTES, PIECE + BLOCK_BYTES);
+    stage.write(1, both);
+    assert!(stage.asked(1, Ask::Zero(both, false, false)), "an error");
+    stage.read(0, both);
 }

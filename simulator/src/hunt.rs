@@ -60,7 +60,9 @@ impl Fault {
                 Mutation::WriteWithoutLease
                 | Mutation::LeaseOverInSyncOnly
                 | Mutation::LeaseCheckedBeforeRead
-                | Mutation::ServeWithoutWord,
+                | Mutation::ServeWithoutWord
+                | Mutation::RemovedKeepsItsBits
+                | Mutation::HandOverKeepsOldBits,
             )
             | Self::Control(_) => Kind::Whole,
             Self::Engine(_) => Kind::Engines,
@@ -137,11 +139,33 @@ pub fn run_one(
     guarded(mutation, || run_seed(seed, kind, factory, trace))
 }
 
-/// The first seed found that breaks a rule with the fault and none without it.
-#[must_use]
-pub fn hunt(fault: impl Into<Fault>, seeds: Range<u64>, threads: usize) -> Option<Caught> {
-    let fault = fault.into();
+/// How the seed shows the fault: it breaks a rule with it and none without. No fault is about getting stuck,
+/// and another seed's way shows nothing: the sound core must keep the rule with this very seed.
+fn shown(fault: Fault, seed: u64) -> Option<Violation> {
     let kind = fault.kind();
+    let violation = run_one(seed, kind, Some(fault), false).err()?;
+    let shown = violation.rule != Rule::Bounded && run_one(seed, kind, None, false).is_ok();
+    shown.then_some(violation)
+}
+
+/// A seed found that breaks a rule with the fault and none without it. `known` is tried before the others.
+#[must_use]
+pub fn hunt(
+    fault: impl Into<Fault>,
+    known: Option<u64>,
+    seeds: Range<u64>,
+    threads: usize,
+) -> Option<Caught> {
+    let fault = fault.into();
+    if let Some(seed) = known
+        && let Some(violation) = shown(fault, seed)
+    {
+        return Some(Caught {
+            seed,
+            seeds: 1,
+            violation,
+        });
+    }
     let next = AtomicU64::new(seeds.start);
     let over = AtomicBool::new(false);
     let found: Mutex<Option<Caught>> = Mutex::new(None);
@@ -153,15 +177,9 @@ pub fn hunt(fault: impl Into<Fault>, seeds: Range<u64>, threads: usize) -> Optio
                     if seed >= seeds.end {
                         return;
                     }
-                    let Err(violation) = run_one(seed, kind, Some(fault), false) else {
+                    let Some(violation) = shown(fault, seed) else {
                         continue;
                     };
-                    // No fault is about getting stuck, and another seed's way shows nothing: the sound
-                    // core must keep the rule with this very seed.
-                    if violation.rule == Rule::Bounded || run_one(seed, kind, None, false).is_err()
-                    {
-                        continue;
-                    }
                     over.store(true, Ordering::Relaxed);
                     if let Ok(mut found) = found.lock()
                         && found.is_none()

@@ -36,7 +36,8 @@ impl World {
             .is_some_and(|r| r.up && r.next.is_none());
         let online = document.nodes.iter().all(|n| n.state == NodeState::Online);
         let informed = |n: &crate::node::Node| {
-            n.witness || n.core.as_ref().is_some_and(|core| core.known().is_some())
+            let holds = record.replicas.contains(n.id);
+            !holds || n.core.as_ref().is_some_and(|core| core.known().is_some())
         };
         let machines = self
             .nodes

@@ -82,7 +82,7 @@ fn hunt_all(seeds: (u64, u64), threads: usize) -> bool {
     for mutation in Fault::all() {
         let name = mutation.name();
         let started = Instant::now();
-        let caught = hunt(mutation, seeds.0..seeds.1, threads);
+        let caught = hunt(mutation, None, seeds.0..seeds.1, threads);
         let seconds = started.elapsed().as_secs_f64();
         match caught {
             Some(c) => println!(

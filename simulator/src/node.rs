@@ -247,6 +247,16 @@ impl Node {
         }
     }
 
+    /// Its disk as a record would name it.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        Member {
+            node: self.id,
+            disk: self.disk,
+            incarnation: self.incarnation,
+        }
+    }
+
     /// The present run of its process.
     #[must_use]
     pub fn process(&self) -> Process {
@@ -483,6 +493,12 @@ impl Node {
         self.armed = None;
         self.paused_until = Time(0);
         self.stalled_until = Time(0);
+    }
+
+    /// The process goes on without its replica.
+    pub fn let_go(&mut self, rng: &mut Rng) {
+        self.kill(rng);
+        self.state = State::Running;
     }
 
     /// The power goes, with it the device's cache.

@@ -12,7 +12,7 @@ use crate::world::{Occurrence, World};
 use replicator::core::api::{Command, CommandError, CommandId, Event};
 use replicator::core::status::{DiskState, ReplicationState, Role};
 use std::collections::BTreeMap;
-use vocabulary::{Epoch, Member, NodeId, NodeSet, Record, Time, VolumeId};
+use vocabulary::{Epoch, NodeId, NodeSet, Record, Time, VolumeId};
 
 /// A command without an answer.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Operator {
     pub supersede: u64,
     /// Does something unneeded, in percent of its looks.
     pub silly: u64,
+    /// Changes what is configured, in percent of its looks.
+    pub shapes: u64,
     /// Promotes by itself.
     pub promotes: bool,
     /// The faults have stopped.
@@ -64,6 +66,7 @@ impl Operator {
             rng: rng.fork(),
             supersede: 0,
             silly: 0,
+            shapes: 0,
             promotes: true,
             healing: false,
             forced: false,
@@ -73,6 +76,18 @@ impl Operator {
             answers: BTreeMap::new(),
             disconnected: Vec::new(),
         }
+    }
+
+    /// A process gets this command; its id.
+    pub(crate) fn note(&mut self, process: Process, command: Command, at: Time) -> CommandId {
+        self.next += 1;
+        let asked = Asked {
+            process,
+            command,
+            at,
+        };
+        self.asked.insert(self.next, asked);
+        CommandId(self.next)
     }
 
     /// The process is dead: it answers nothing any more.
@@ -102,27 +117,18 @@ impl World {
 
     /// Gives a node's core a command; its id.
     pub fn command(&mut self, id: NodeId, command: Command) -> u64 {
-        self.operator.next += 1;
-        let number = self.operator.next;
         let process = self.node(id).process();
-        if !self.node(id).is_running() {
-            return number;
+        let number = self.operator.note(process, command, self.now);
+        if self.node(id).core.is_none() {
+            self.operator.asked.remove(&number.0);
+            return number.0;
         }
-        let at = self.now;
-        self.operator.asked.insert(
-            number,
-            Asked {
-                process,
-                command,
-                at,
-            },
-        );
         let event = Event::Command {
-            id: CommandId(number),
+            id: number,
             command,
         };
         self.feed(id, event);
-        number
+        number.0
     }
 
     pub(crate) fn command_done(
@@ -141,6 +147,9 @@ impl World {
         }
         if self.operator.keep_notices {
             self.operator.answers.insert(command.0, result);
+        }
+        if asked.command == Command::Close {
+            self.closed(id);
         }
     }
 
@@ -169,6 +178,9 @@ impl World {
         if !self.operator.healing && self.operator.rng.percent(self.operator.silly) {
             self.something_silly();
         }
+        if !self.operator.healing && self.operator.rng.percent(self.operator.shapes) {
+            self.reshape();
+        }
     }
 
     /// RULES 10: every command answers within a time limit.
@@ -194,15 +206,6 @@ impl World {
             .iter()
             .find(|n| n.serving == Some(record.epoch) && record.primary == Some(n.id))
             .map(|n| n.id)
-    }
-
-    fn declared(&self, id: NodeId) -> Member {
-        let node = self.node(id);
-        Member {
-            node: id,
-            disk: node.disk,
-            incarnation: node.incarnation,
-        }
     }
 
     fn promote_if_needed(&mut self) {
@@ -234,7 +237,7 @@ impl World {
             .map(|n| n.id)
             .filter(|id| {
                 record
-                    .eligible(&self.declared(*id), self.store.declared())
+                    .eligible(&self.node(*id).member(), self.store.declared())
                     .is_some()
             })
             .collect();
@@ -260,7 +263,11 @@ impl World {
             .in_sync
             .iter()
             .any(|m| self.node(m.node).disk != m.disk);
-        let all_run = self.nodes.iter().all(Node::is_running);
+        let all_run = self.nodes.iter().all(Node::is_running)
+            && record
+                .replicas
+                .iter()
+                .all(|id| self.node(id).core.is_some());
         let waited = self.now.ms_since(self.operator.last_promote) > 10_000;
         if !(self.operator.healing && gone && all_run && waited && self.serving().is_none()) {
             return;
@@ -269,7 +276,9 @@ impl World {
             .in_sync
             .iter()
             .find(|m| self.node(m.node).disk == m.disk)
-            .map_or(self.nodes[0].id, |m| m.node);
+            .map(|m| m.node)
+            .or(record.replicas.iter().next());
+        let Some(candidate) = candidate else { return };
         self.operator.last_promote = self.now;
         self.command(candidate, Command::Force);
     }

@@ -21,7 +21,7 @@ impl World {
         if self.clients.depth(client) >= self.load.depth {
             return;
         }
-        let target = if self.config.follow.is_some() {
+        let target = if self.config.follow {
             self.any_taker(client)
         } else {
             self.any_server()
@@ -90,7 +90,7 @@ impl World {
             at: self.now,
             write,
             arrived: None,
-            forwarded: false,
+            forwarded: Vec::new(),
         };
         self.say(|| format!("client {client} -> {pending:?}"));
         let id = self.clients.begin(pending);
@@ -104,7 +104,7 @@ impl World {
             return;
         };
         let node = self.node(pending.process.node);
-        if node.run != pending.process.run || !node.is_running() {
+        if node.run != pending.process.run || node.core.is_none() {
             self.clients.pending.remove(&id);
             return;
         }
@@ -159,8 +159,8 @@ impl World {
         let brought = self
             .clients
             .brought
-            .as_ref()
-            .is_some_and(|sent| (sent.volume, &sent.ask) == (pending.volume, &pending.ask));
+            .take()
+            .filter(|sent| sent.volume == pending.volume && sent.ask.is_part_of(&pending.ask));
         let data = match result {
             Ok(data) => data,
             Err(error) => {
@@ -170,12 +170,15 @@ impl World {
             }
         };
         self.clients.served += 1;
-        if brought {
-            // Judged when the primary sent it.
-            return;
-        }
         let what = format!("{pending:?}");
-        if self.may_answer(id, &what, pending.history()) {
+        let judged = match brought {
+            // Judged when the primary sent it.
+            Some(sent) if !sent.piece => return,
+            // Of each piece it was judged whether the primary might answer.
+            Some(_) => true,
+            None => self.may_answer(id, &what, pending.history()),
+        };
+        if judged {
             self.is_answered(id, &what, &Sent::of(&pending), data.as_ref());
         }
     }
@@ -195,7 +198,7 @@ impl World {
         };
         if let Ok(data) = result {
             let what = format!("{sent:?} of {to:?}");
-            if self.may_answer(id, &what, sent.history) {
+            if self.may_answer(id, &what, sent.history) && !sent.piece {
                 self.is_answered(id, &what, &sent, data.as_ref());
             }
         }
@@ -213,25 +216,22 @@ impl World {
             return;
         }
         let invoked = self.checker.tick();
-        let matches = |pending: &Pending| {
-            pending.volume == volume
-                && match (&pending.ask, request) {
-                    (Ask::Read(a), ClientRequest::Read { range }) => a == range,
-                    (Ask::Write(a, f), ClientRequest::Write { range, data, fua }) => {
-                        let stamps = pending.write.map(|w| self.checker.stamps(w));
-                        (a, f) == (range, fua) && stamps.as_deref() == Some(data.as_slice())
-                    }
-                    (
-                        Ask::Zero(a, h, f),
-                        ClientRequest::Zero {
-                            range, hole, fua, ..
-                        },
-                    ) => (a, h, f) == (range, hole, fua),
-                    (Ask::Flush, ClientRequest::Flush) => true,
-                    _ => false,
-                }
+        let (ask, carried) = match request {
+            ClientRequest::Read { range } => (Ask::Read(*range), None),
+            ClientRequest::Write { range, data, fua } => (Ask::Write(*range, *fua), Some(data)),
+            ClientRequest::Zero {
+                range, hole, fua, ..
+            } => (Ask::Zero(*range, *hole, *fua), None),
+            ClientRequest::Flush => (Ask::Flush, None),
         };
-        if !self.clients.numbered(from, number, invoked, matches) {
+        let matches = |pending: &Pending| {
+            let same = carried.is_none_or(|data| {
+                let stamps = pending.write.map(|w| self.checker.stamps(w));
+                stamps.as_deref() == Some(data.as_slice())
+            });
+            pending.volume == volume && same
+        };
+        if !self.clients.numbered(from, number, invoked, ask, matches) {
             let what = format!("{from:?} forwards {request:?} as {number}: nobody asked for it");
             self.broken(Rule::Session, what);
         }
@@ -343,14 +343,15 @@ impl World {
             let what = format!("{pending:?} is refused as out of range");
             self.broken(Rule::Bounded, what);
         }
+        if let Some(write) = pending.write {
+            self.checker.give_up(write);
+        }
         // What was sent before a change of the primary may have been executed, and nobody knows; and a
-        // resource may be set not to wait for a primary.
+        // resource may be set not to wait for a primary that may answer.
         let epoch = pending.arrived.and_then(|a| Some(a.known?.0));
         let nobody_knows = error == ClientError::Io
-            && self
-                .config
-                .follow
-                .is_some_and(|follow| follow.errors || epoch != Some(self.record().epoch));
+            && (self.config.settings.no_quorum_errors
+                || self.config.follow && epoch != Some(self.record().epoch));
         let faulty = self.faults.disk_was_bad || nobody_knows;
         if matches!(error, ClientError::Io | ClientError::NoSpace) && !faulty {
             let what = format!("{pending:?} is answered {error:?} though no disk ever failed");

@@ -38,6 +38,8 @@ pub enum Rule {
     Linearizable,
     /// Section 4: what is committed is one chain, and a term has one leader.
     Agreement,
+    /// Section 1: what is configured is what the document says.
+    Configured,
     /// Section 1: primaryship does not survive the process; one node serves in an epoch.
     OnePrimary,
     /// An assertion of the core.

@@ -6,7 +6,7 @@ use crate::engine::Factory;
 use crate::faults::Faults;
 use crate::rng::Rng;
 use crate::rules::{Rule, Violation};
-use crate::world::{Config, Follow, World};
+use crate::world::{Config, World};
 use controller::core::{consensus, failover};
 use replicator::core::api::Settings;
 use std::rc::Rc;
@@ -50,6 +50,7 @@ pub fn fast_settings(rng: &mut Rng) -> Settings {
         chunk_bytes: [16 << 10, 64 << 10, 256 << 10][rng.index(3)],
         max_chunks: rng.index(4) + 1,
         admit_below_bytes: [4 << 10, 64 << 10, 1 << 20][rng.index(3)],
+        zero_piece_bytes: [4 << 10, 16 << 10, 32 << 20][rng.index(3)],
         no_primary_ms: Settings::default().no_primary_ms,
         no_quorum_errors: false,
     }
@@ -68,6 +69,8 @@ pub enum Kind {
 fn whole_of(nodes: u8, settings: &mut Settings, rng: &mut Rng) -> Whole {
     let lease_ms = [150, 300, 500][rng.index(3)];
     settings.lease_ms = lease_ms;
+    // What is in doubt after a fail-over keeps clients waiting no longer than `liveness` allows.
+    settings.chunk_bytes = settings.chunk_bytes.max(64 << 10);
     let failover = failover::Settings {
         beacon_ms: lease_ms / 5,
         lease_ms,
@@ -107,16 +110,11 @@ pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
     let min_redundancy = if nodes > 2 && rng.percent(15) { 2 } else { 1 };
     let mut settings = fast_settings(&mut rng);
     let whole = (kind == Kind::Whole).then(|| whole_of(nodes, &mut settings, &mut rng));
-    let follow = rng.percent(40).then(|| {
-        let errors = rng.percent(25);
-        settings.no_primary_ms = if errors {
-            rng.between(400, 3000)
-        } else {
-            settings.no_primary_ms
-        };
-        settings.no_quorum_errors = errors;
-        Follow { errors }
-    });
+    if rng.percent(25) {
+        settings.no_quorum_errors = true;
+        settings.no_primary_ms = rng.between(400, 3000);
+    }
+    let follow = rng.percent(40);
     let config = Config {
         follow,
         whole,
@@ -141,6 +139,7 @@ pub fn world_of(seed: u64, kind: Kind, factory: Rc<dyn Factory>) -> World {
     world.operator.silly = [0, 0, 2, 10][rng.index(4)];
     let mut faults = Faults::random(&mut rng);
     if let Some(control) = &mut world.control {
+        world.operator.shapes = [0, 0, 8, 25][rng.index(4)];
         control.disturb([0, 2, 20][rng.index(3)], [0, 0, 5][rng.index(3)]);
         // A superseded primary is what this is about: it must be alive somewhere.
         faults.weights.store = 0;

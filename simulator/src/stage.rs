@@ -12,6 +12,7 @@ use crate::rules::{differences_are_known, replicas_are_equal};
 use crate::world::{Config, Occurrence, World};
 use controller::core::{consensus, failover};
 use replicator::core::api::{Command, CommandError, Notice, Settings};
+use replicator::core::status::Status;
 use std::rc::Rc;
 use vocabulary::{BLOCK_BYTES, ByteRange, EXTENT_BYTES, NodeId, NodeSet, VolumeId};
 
@@ -62,7 +63,7 @@ impl Stage {
 
     fn config(nodes: u8, bytes: u64) -> Config {
         Config {
-            follow: None,
+            follow: false,
             whole: None,
             nodes,
             sizes: vec![bytes],
@@ -85,6 +86,7 @@ impl Stage {
                 chunk_bytes: 16 << 10,
                 max_chunks: 1,
                 admit_below_bytes: 4 << 10,
+                zero_piece_bytes: 32 << 20,
                 no_primary_ms: Settings::default().no_primary_ms,
                 no_quorum_errors: false,
             },
@@ -129,6 +131,17 @@ impl Stage {
     #[must_use]
     pub fn new(nodes: u8) -> Self {
         Self::of(nodes, 2 * EXTENT_BYTES, |_| {})
+    }
+
+    /// Two nodes, of which 1 is cut off and lacks so many blocks from block 10 on, which are stable on 0.
+    #[must_use]
+    pub fn behind(blocks: u64) -> Self {
+        let mut stage = Self::new(2);
+        stage.evict(0, 1);
+        stage.write_blocks(0, 10, blocks);
+        stage.flush(0);
+        stage.forget_notices();
+        stage
     }
 
     /// Runs until the condition holds.
@@ -227,6 +240,14 @@ impl Stage {
         assert!(self.asked(number, Ask::Flush), "flush failed");
     }
 
+    /// What a node's core says of the resource.
+    #[must_use]
+    pub fn status(&self, number: u8) -> Option<Status> {
+        let now = self.world.now;
+        let core = self.world.node(node(number)).core.as_ref();
+        core.map(|core| core.status(now))
+    }
+
     /// Is this request unanswered?
     #[must_use]
     pub fn is_open(&self, id: u64) -> bool {
@@ -262,6 +283,13 @@ impl Stage {
         let result = self.command(number, command);
         assert_eq!(result, Ok(()), "promotion of {me}");
         self.wait("serving", |w| w.serving() == Some(me));
+    }
+
+    /// The replicas are these from now on; of a cluster without controllers.
+    pub fn configure(&mut self, replicas: &[u8]) {
+        let min_redundancy = self.world.record().min_redundancy;
+        let replicas = replicas.iter().map(|&number| node(number)).collect();
+        self.world.store.configure(replicas, min_redundancy);
     }
 
     // --- bad luck ---
@@ -335,6 +363,12 @@ impl Stage {
         self.world.repair(Repair::Disk(node(number)));
     }
 
+    /// Something else is written to a block of the node's disk, behind everybody's back.
+    pub fn scribble(&mut self, number: u8, at: u64) {
+        let volume = &mut self.world.node_mut(node(number)).volumes[V.index()];
+        volume.data.write(block(at).offset, &[u64::MAX; 8], true);
+    }
+
     /// Another disk is put in and the process started.
     #[track_caller]
     pub fn replace_disk(&mut self, number: u8) {
@@ -343,6 +377,15 @@ impl Stage {
     }
 
     // --- what happened ---
+
+    /// Waits until a resync has started, since the notices were forgotten.
+    #[track_caller]
+    pub fn wait_for_resync(&mut self) {
+        self.wait("a resync", |w| {
+            let started = |n: &Notice| matches!(n, Notice::ResyncStarted { .. });
+            w.notices.iter().any(|(_, notice)| started(notice))
+        });
+    }
 
     /// Forgets the notices so far.
     pub fn forget_notices(&mut self) {

@@ -2,7 +2,7 @@
 //! who proposed what. Never fails and never forgets; that messages to and from it are lost, late or
 //! doubled, and that it does not answer for a while, is the world's business.
 
-use vocabulary::{Change, Epoch, Generation, Member, NodeId, Record, Refusal};
+use vocabulary::{Change, Epoch, Generation, Member, NodeId, NodeSet, Record, Refusal};
 
 /// Which run of which node's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +79,11 @@ impl Store {
         Ok(())
     }
 
+    /// An operator configures other replicas.
+    pub fn configure(&mut self, replicas: NodeSet, min_redundancy: u8) {
+        self.record = self.record.configured(replicas, min_redundancy);
+    }
+
     /// A process sends a proposal.
     pub fn note(&mut self, from: Process, based_on: Generation, change: &Change) {
         if matches!(change, Change::Promote { .. } | Change::Force { .. }) {
@@ -135,7 +140,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vocabulary::{DiskId, HistoryId, Incarnation, NodeSet, ResourceId};
+    use vocabulary::{DiskId, HistoryId, Incarnation, ResourceId};
 
     fn member(id: u8, incarnation: u64) -> Member {
         Member {

@@ -9,7 +9,7 @@ mod surroundings;
 use crate::checker::Checker;
 use crate::client::{Clients, Load};
 use crate::control::{Control, Whole, Word};
-use crate::engine::{Expected, Factory, NewReplica};
+use crate::engine::{Attached, Expected, Factory, NewReplica};
 use crate::faults::{Faults, Repair};
 use crate::net::{Due, End, Net};
 use crate::node::{Node, OpKind, State, Volume};
@@ -40,18 +40,11 @@ pub struct Config {
     pub min_redundancy: u8,
     /// Of the cores.
     pub settings: Settings,
-    /// Every node takes requests and forwards them (RULES 12); `None`: the primary alone does.
-    pub follow: Option<Follow>,
+    /// Every node takes requests and forwards them (RULES 12); else the primary alone does.
+    pub follow: bool,
     /// Whole nodes, with their controllers; `None`: engines with a perfect store and an operator who
     /// promotes.
     pub whole: Option<Whole>,
-}
-
-/// How nodes forward requests.
-#[derive(Clone, Copy, Debug)]
-pub struct Follow {
-    /// What finds no primary for long is answered with an error.
-    pub errors: bool,
 }
 
 /// Something that is going to happen.

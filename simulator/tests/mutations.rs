@@ -5,6 +5,7 @@
 
 #![cfg(feature = "mutations")]
 
+use controller::core::mutation::Mutation as Control;
 use replicator::core::mutation::Mutation;
 use simulator::deviate::{deviate_from, scope};
 use simulator::executions;
@@ -13,12 +14,46 @@ use simulator::hunt::{Fault, guarded, hunt};
 use simulator::rules::Rule;
 use std::time::{Duration, Instant};
 
-/// Most seeds that a fault may need; the slowest known ones need a few hundred.
-const SEEDS: u64 = 4_000;
+/// Most seeds that a fault may need; all but one need fewer than are run without faults.
+const SEEDS: u64 = 8_000;
+
+/// Faults that random seeds meet late, and a seed that has shown each: it is tried first. When the code's way
+/// has changed so that it shows it no more, the search finds another one, which takes minutes: put it here.
+const SHOWN_BY: &[(Fault, u64)] = &[
+    (Fault::Engine(Mutation::LargerSetDroppedOnTimeout), 125),
+    (Fault::Engine(Mutation::AdmitWithoutFlush), 280),
+    (Fault::Engine(Mutation::AdmitWithoutHandOver), 238),
+    (Fault::Engine(Mutation::RejoinWithoutOwnLog), 188),
+    (Fault::Engine(Mutation::ResentExecutedTwice), 107),
+    (Fault::Engine(Mutation::RemovedKeepsItsBits), 197),
+    (Fault::Control(Control::LateBeaconAcknowledged), 128),
+    (Fault::Control(Control::BlankVoterVotes), 152),
+    (Fault::Control(Control::LowerEntryAccepted), 689),
+    (Fault::Control(Control::AnswerBeforePersist), 5470),
+];
+
+/// Finds a seed that shows the fault and prints it.
+fn found(fault: Fault) -> bool {
+    let started = Instant::now();
+    let known = SHOWN_BY.iter().find(|(shown, _)| *shown == fault);
+    let caught = hunt(fault, known.map(|(_, seed)| *seed), 0..SEEDS, 2);
+    if let Some(caught) = &caught {
+        println!(
+            "{}: seed {} after {} seeds and {:.1} s: {}",
+            fault.name(),
+            caught.seed,
+            caught.seeds,
+            started.elapsed().as_secs_f64(),
+            caught.violation
+        );
+    }
+    caught.is_some()
+}
 
 #[test]
 fn every_fault_that_has_an_execution_is_noticed_by_it() {
     std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
     for (fault, script) in executions::ALL {
         let run = |fault: Option<Fault>| {
             guarded(fault, || {
@@ -27,35 +62,26 @@ fn every_fault_that_has_an_execution_is_noticed_by_it() {
             })
         };
         let name = fault.name();
-        assert_eq!(run(None), Ok(()), "the sound core fails {name}'s execution");
-        let violation = run(Some(*fault)).expect_err(&name);
-        println!("{name}: its execution: {}", violation.what);
+        let sound = run(None);
+        let violation = run(Some(*fault)).err();
+        match &violation {
+            Some(violation) if sound.is_ok() => {
+                println!("{name}: its execution: {}", violation.what);
+            }
+            _ => missed.push(format!("{name}: {violation:?}; the sound core: {sound:?}")),
+        }
     }
     let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "{missed:#?}");
 }
 
 #[test]
 fn every_fault_of_the_core_is_noticed() {
     std::panic::set_hook(Box::new(|_| {}));
-    let mut missed = Vec::new();
-    let scripted = |mutation| {
-        let mut all = executions::ALL.iter();
-        all.any(|(fault, _)| *fault == Fault::Engine(mutation))
-    };
-    let hunted = Mutation::ALL.iter().copied().filter(|m| !scripted(*m));
-    for mutation in hunted {
-        let started = Instant::now();
-        match hunt(mutation, 0..SEEDS, 2) {
-            Some(caught) => println!(
-                "{mutation:?}: seed {} after {} seeds and {:.1} s: {}",
-                caught.seed,
-                caught.seeds,
-                started.elapsed().as_secs_f64(),
-                caught.violation
-            ),
-            None => missed.push(mutation),
-        }
-    }
+    let scripted = |fault| executions::ALL.iter().any(|(of, _)| *of == fault);
+    let engine = Mutation::ALL.iter().copied().map(Fault::Engine);
+    let hunted = engine.filter(|fault| !scripted(*fault));
+    let missed: Vec<Fault> = hunted.filter(|fault| !found(*fault)).collect();
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not noticed: {missed:?}");
 }
@@ -64,21 +90,21 @@ fn every_fault_of_the_core_is_noticed() {
 /// rarer orders is shown by the exhaustive check of the controller's core.
 #[test]
 fn every_fault_of_the_controller_that_whole_nodes_show_is_noticed() {
-    use controller::core::mutation::Mutation as Control;
     std::panic::set_hook(Box::new(|_| {}));
     let faults = [
-        Control::LeaseFromReceipt,
         Control::LateBeaconAcknowledged,
         Control::NoGraceAfterRestart,
         Control::BlankVoterVotes,
         Control::LowerEntryAccepted,
         Control::AnswerBeforePersist,
+        Control::RemovedStaysInSync,
+        Control::LeaseChangesUnderAPrimary,
+        Control::UnequalLeaseGranted,
     ];
-    for fault in faults {
-        let caught = hunt(fault, 0..2 * SEEDS, 2).expect("noticed");
-        println!("{fault:?}: seed {}: {}", caught.seed, caught.violation);
-    }
+    let hunted = faults.into_iter().map(Fault::Control);
+    let missed: Vec<Fault> = hunted.filter(|fault| !found(*fault)).collect();
     let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
 }
 
 /// What needs no luck at all: at most one deviation from a plain course shows these.

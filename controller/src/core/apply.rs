@@ -8,6 +8,7 @@ use super::consensus::{Voter, VoterId};
 use super::document::{
     Document, Fencing, MAX_ADDRESSES, MAX_VOTERS, Node, NodeState, Resource, Timings, Version,
 };
+use super::mutation::{Mutation, mutated};
 use vocabulary::NodeId;
 
 impl Document {
@@ -176,6 +177,7 @@ impl Document {
             record.is_some_and(|record| record.primary.is_some())
         };
         if lease(&timings) != lease(&self.timings)
+            && !mutated(Mutation::LeaseChangesUnderAPrimary)
             && let Some(resource) = self.resources.iter().find(primary)
         {
             let resource = resource.name.clone();

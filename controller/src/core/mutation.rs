@@ -30,6 +30,12 @@ pub enum Mutation {
     BeaconsDespiteDeadPlane,
     /// A node that was not brought up to date since its start fences and goes on alone.
     BootingNodeFences,
+    /// A replica that is removed stays in the in-sync set.
+    RemovedStaysInSync,
+    /// The length of leases changes while there is a primary.
+    LeaseChangesUnderAPrimary,
+    /// A lease of another length than this node counts is granted.
+    UnequalLeaseGranted,
 }
 
 impl Mutation {
@@ -46,6 +52,9 @@ impl Mutation {
         Self::NoGraceAfterRestart,
         Self::BeaconsDespiteDeadPlane,
         Self::BootingNodeFences,
+        Self::RemovedStaysInSync,
+        Self::LeaseChangesUnderAPrimary,
+        Self::UnequalLeaseGranted,
     ];
 }
 

@@ -8,7 +8,7 @@ use super::wire::Decision;
 use crate::core::consensus::{
     self, Action, CommandId, Consensus, Envelope, Event, NotAlone, Settings, VoterId,
 };
-use crate::core::{Command, Document, Resource, Version};
+use crate::core::{Command, Document, Resource};
 use crate::store::{Promise, PromiseStore};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,14 +68,13 @@ impl Known {
     }
 
     /// This node's voter says who leads, and whether it has a vote by the document that it stores. That
-    /// one may be old: the others may have taken its vote since, and then only they say who leads.
-    fn lead(&self, leader: Option<NodeId>, stored: Version, vote: Option<VoterId>) {
+    /// one may be old, or may never have been committed: the others may have taken its vote, and then
+    /// only they say who leads.
+    fn lead(&self, leader: Option<NodeId>, vote: Option<VoterId>) {
         let votes = vote.is_some_and(|id| {
             let known = self.documents.borrow();
-            let taken = known.as_ref().is_some_and(|document| {
-                document.version > stored && document.voters.iter().all(|voter| voter.id != id)
-            });
-            !taken
+            let mut voters = known.iter().flat_map(|document| &document.voters);
+            known.is_none() || voters.any(|voter| voter.id == id)
         });
         let voted = self.votes.swap(votes, Ordering::Relaxed);
         if votes {
@@ -165,9 +164,8 @@ pub(super) async fn run(
         }
         voter.carry_out(actions);
         let consensus = &voter.consensus;
-        let stored = consensus.promise().entry.content.version;
         let vote = consensus.votes().then(|| consensus.me().id);
-        voter.known.lead(consensus.leader(), stored, vote);
+        voter.known.lead(consensus.leader(), vote);
         voter.known.current.send_if_modified(|current| {
             let now = voter.consensus.is_current();
             std::mem::replace(current, now) != now
@@ -311,7 +309,7 @@ fn far_away() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::consensus;
+    use crate::core::{Version, consensus};
     use vocabulary::ClusterId;
 
     /// A node that was fenced comes back with a document in which it votes, and its voter hears nobody:
@@ -327,7 +325,7 @@ mod tests {
         old.voters = vec![me, other];
         let known = Known::default();
         known.learn(old.clone());
-        known.lead(None, old.version, Some(me.id));
+        known.lead(None, Some(me.id));
         known.says(other.node, true);
         assert_eq!(*known.leader.borrow(), None, "its own voter says who leads");
         let mut new = old.clone();
@@ -335,7 +333,7 @@ mod tests {
         new.voters = vec![other];
         known.learn(new);
         // It was said before, and is not said again.
-        known.lead(None, old.version, Some(me.id));
+        known.lead(None, Some(me.id));
         assert_eq!(*known.leader.borrow(), Some(other.node));
     }
 }

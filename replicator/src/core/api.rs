@@ -4,7 +4,7 @@
 //! promises something only after the [`Event::MetaDone`] of the write that makes it durable.
 
 use super::map::{Map, MapQuestion};
-use super::message::Message;
+use super::message::{Message, ZERO_PIECE_BYTES};
 use super::primary::Regions;
 use crate::store::Layout;
 use vocabulary::{
@@ -758,6 +758,8 @@ pub struct Settings {
     pub max_chunks: usize,
     /// The primary starts to require a resync target when no more than this is left, in bytes.
     pub admit_below_bytes: u64,
+    /// Longest piece of a discard or write of zeroes that is done in one go, in bytes.
+    pub zero_piece_bytes: u64,
     /// Requests that are to fail without a primary that may answer do so after this long, in ms.
     pub no_primary_ms: u64,
     /// The clients of a primary that may not answer for so long get errors; otherwise they wait.
@@ -784,6 +786,7 @@ impl Default for Settings {
             chunk_bytes: 256 << 10,
             max_chunks: 16,
             admit_below_bytes: 1 << 20,
+            zero_piece_bytes: ZERO_PIECE_BYTES,
             // Longer than a fail-over takes at default settings.
             no_primary_ms: 5_000,
             no_quorum_errors: false,

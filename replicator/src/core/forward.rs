@@ -8,7 +8,7 @@ use super::Step;
 use super::api::{
     Access, Action, ClientError, ClientRequest, ConnId, Payload, RequestId, Settings,
 };
-use super::message::{ClientMark, MAX_SPAN, Message, ZERO_PIECE_BYTES};
+use super::message::{ClientMark, MAX_SPAN, Message};
 use super::mutation::{Mutation, mutated};
 use super::sessions::session_id;
 use slab::Slab;
@@ -108,6 +108,8 @@ pub(crate) struct Forwarder<P> {
     node: NodeId,
     access: Access,
     session: u64,
+    /// Longest write of zeroes that has one number, in bytes.
+    piece_bytes: u64,
     /// The number of the first slot.
     base: u64,
     slots: VecDeque<Slot<P>>,
@@ -129,11 +131,12 @@ pub(crate) struct Forwarder<P> {
 }
 
 impl<P: Payload> Forwarder<P> {
-    pub(crate) fn new(node: NodeId) -> Self {
+    pub(crate) fn new(node: NodeId, piece_bytes: u64) -> Self {
         Self {
             node,
             access: Access::Exclusive,
             session: 0,
+            piece_bytes,
             base: 1,
             slots: VecDeque::new(),
             sent: 1,
@@ -216,9 +219,9 @@ impl<P: Payload> Forwarder<P> {
                 hole,
                 fua,
                 fast,
-            } if !is_one_piece(range) => {
+            } if !self.is_one_piece(range) => {
                 let mut first = range;
-                if fast && let Some(piece) = pieces(range).next() {
+                if fast && let Some(piece) = self.pieces(range).next() {
                     first = piece;
                 }
                 let range = ByteRange::between(first.end(), range.end());
@@ -252,7 +255,8 @@ impl<P: Payload> Forwarder<P> {
             hole,
             fua,
         } = of;
-        for range in pieces(range) {
+        let pieces: Vec<ByteRange> = self.pieces(range).collect();
+        for range in pieces {
             if let Some(whole) = self.wholes.get_mut(key) {
                 whole.left += 1;
             }
@@ -637,18 +641,24 @@ impl<P: Payload> Forwarder<P> {
             self.fail(step, |_| true, ClientError::Io);
         }
     }
-}
 
-/// Whether a primary does a write of zeroes as one write, so that one number can stand for it: also a
-/// shorter one may lie across a piece's end.
-pub(crate) fn is_one_piece(range: ByteRange) -> bool {
-    pieces(range).nth(1).is_none()
-}
+    // ---- pieces ----
 
-/// Pieces end at multiples of their length, so that extents are touched once.
-fn pieces(range: ByteRange) -> impl Iterator<Item = ByteRange> {
-    range.units(ZERO_PIECE_BYTES).filter_map(move |piece| {
-        let start = piece * ZERO_PIECE_BYTES;
-        ByteRange::between(start, start + ZERO_PIECE_BYTES).intersection(range)
-    })
+    /// Whether a primary does a write of zeroes as one write, so that one number can stand for it: also
+    /// a shorter one may lie across a piece's end.
+    pub(crate) fn is_one_piece(&self, range: ByteRange) -> bool {
+        if mutated(Mutation::PiecesByLengthOnly) {
+            return range.len <= self.piece_bytes;
+        }
+        self.pieces(range).nth(1).is_none()
+    }
+
+    /// Pieces end at multiples of their length, so that extents are touched once.
+    fn pieces(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + use<P> {
+        let length = self.piece_bytes;
+        range.units(length).filter_map(move |piece| {
+            let start = piece * length;
+            ByteRange::between(start, start + length).intersection(range)
+        })
+    }
 }

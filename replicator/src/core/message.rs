@@ -305,7 +305,7 @@ pub enum Message<P> {
         again: bool,
         /// The volume.
         volume: VolumeId,
-        /// What the client wants; no write of zeroes longer than [`ZERO_PIECE_BYTES`].
+        /// What the client wants; no write of zeroes longer than a piece.
         request: ClientRequest<P>,
     },
     /// P to F: the answer.
@@ -366,7 +366,8 @@ pub const MAX_NUMBERS: usize = 2048;
 /// Most ranges of one sort in a map: both sorts fit into a frame (16 bytes each, 64 KiB).
 pub const MAX_MAP_RANGES: usize = 2048;
 
-/// Longest piece of a discard or write of zeroes that is done in one go: a client's discard may
+/// Longest piece of a discard or write of zeroes that is done in one go, unless a simulation has it
+/// shorter: a client's discard may
 /// cover gigabytes (the kernel sends up to 4 GiB), which would hold the range too long and touch
 /// a thousand extents at once.
 pub const ZERO_PIECE_BYTES: u64 = 32 << 20;

@@ -65,6 +65,14 @@ pub enum Mutation {
     LeaseCheckedBeforeRead,
     /// A new primary serves while an earlier one may still answer.
     ServeWithoutWord,
+    /// The bits for a replica that was removed are kept, and taken up again when it comes back.
+    RemovedKeepsItsBits,
+    /// What an admitted replica knew of one that lacks everything is kept.
+    HandOverKeepsOldBits,
+    /// Requests are taken while others that were given up are still under way.
+    GivenUpNotAwaited,
+    /// A write of zeroes that is no longer than a piece counts as one write, wherever it lies.
+    PiecesByLengthOnly,
 }
 
 impl Mutation {
@@ -100,6 +108,10 @@ impl Mutation {
         Self::LeaseOverInSyncOnly,
         Self::LeaseCheckedBeforeRead,
         Self::ServeWithoutWord,
+        Self::RemovedKeepsItsBits,
+        Self::HandOverKeepsOldBits,
+        Self::GivenUpNotAwaited,
+        Self::PiecesByLengthOnly,
     ];
 }
 

@@ -94,7 +94,7 @@ impl<P: Payload> Resource<P> {
             record: None,
             local: Local::new(identity, volumes),
             role: Role::Secondary(Box::new(Secondary::new(count))),
-            forwarder: Forwarder::new(identity.node),
+            forwarder: Forwarder::new(identity.node, settings.zero_piece_bytes),
             questions: Questions::default(),
             promotion: None,
             closing: None,

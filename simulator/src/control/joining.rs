@@ -27,14 +27,11 @@ impl Seat {
 }
 
 impl Mind {
-    /// Has it a vote? Its stored document may be an old one.
+    /// Has it a vote? Its stored document may be an old one, or one that was never committed.
     fn votes(&self) -> bool {
         let me = self.voter.me().id;
-        let stored = self.voter.promise().entry.content.version;
-        let taken = self.known.as_ref().is_some_and(|known| {
-            known.version > stored && known.voters.iter().all(|voter| voter.id != me)
-        });
-        self.voter.votes() && !taken
+        let mut voters = self.known.iter().flat_map(|known| &known.voters);
+        self.voter.votes() && (self.known.is_none() || voters.any(|voter| voter.id == me))
     }
 }
 

@@ -21,9 +21,25 @@ impl World {
         let now = self.clock(id);
         let Some(mind) = self.mind(id) else { return };
         let mut out = Vec::new();
+        if let failover::Event::Document(document) = &event {
+            mind.lease_ms = document.timings.lease_ms;
+        }
+        let agreed = match &event {
+            failover::Event::Message(_, Message::Beacon { lease_ms, .. }) => {
+                *lease_ms == mind.lease_ms
+            }
+            _ => true,
+        };
         mind.failover.handle(now, event, &mut out);
         for action in out {
             match action {
+                failover::Action::Send(_, Message::Answer { granted, .. })
+                    if !agreed && !granted.is_empty() =>
+                {
+                    let what = format!("{id:?} grants leases of another length than it counts");
+                    self.broken(Rule::Lease, what);
+                    return;
+                }
                 failover::Action::Send(node, message) => {
                     self.post(id, node, Word::Beacon(id, message));
                 }
@@ -81,11 +97,7 @@ impl World {
         let Some(standing) = node.core.as_ref().map(|core| core.standing()) else {
             return;
         };
-        let member = Member {
-            node: id,
-            disk: node.disk,
-            incarnation: node.incarnation,
-        };
+        let member = node.member();
         let Some(mind) = self.mind(id) else { return };
         if mind.told == Some(standing) {
             return;

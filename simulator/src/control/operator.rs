@@ -76,11 +76,12 @@ impl World {
                 });
             }
         }
-        if let Some(resource) = document.resources.first()
-            && (!resource.up || resource.next.is_some())
-        {
-            let (resource, next) = (resource.id, None);
-            self.operate(Command::Up { resource, next });
+        if let Some(resource) = document.resources.first() {
+            self.restore_shape(resource);
+            if !resource.up || resource.next.is_some() {
+                let (resource, next) = (resource.id, None);
+                self.operate(Command::Up { resource, next });
+            }
         }
         if healing {
             let record = self.record().clone();

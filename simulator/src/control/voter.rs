@@ -130,10 +130,7 @@ impl World {
             Lane::VoterToBeacons,
             Word::Document(Rc::clone(&content)),
         );
-        let record = content.resources.first().and_then(|r| r.record.clone());
-        if let Some(record) = record {
-            self.tell_engine(id, Lane::VoterToEngine, api::Event::Record(record));
-        }
+        self.follow(id, &content);
     }
 
     /// Section 4: what is committed is one chain; and what it means for the resource.
@@ -157,7 +154,8 @@ impl World {
             return;
         }
         control.chain.insert(content.version, Rc::clone(content));
-        control.newest = Rc::clone(content);
+        let last = std::mem::replace(&mut control.newest, Rc::clone(content));
+        self.shape_is_kept(&last, content);
         let Some(resource) = content.resources.first() else {
             return;
         };
@@ -170,7 +168,10 @@ impl World {
             return;
         }
         self.say(|| format!("store  commits {record:?}"));
-        if record.generation != before.generation.next() {
+        // A document may be the work of several commands.
+        let changes = content.version.0 - last.version.0;
+        let newer = record.generation.0.checked_sub(before.generation.0);
+        if newer.is_none_or(|newer| newer > changes) {
             let what = format!("{:?} follows {:?}", record.generation, before.generation);
             self.broken(Rule::Agreement, what);
             return;

@@ -10,6 +10,25 @@ impl World {
         }
         self.runs += 1;
         let run = self.runs;
+        self.node_mut(id).run = run;
+        if self.node(id).witness {
+            self.node_mut(id).state = State::Running;
+            self.begin_control(id);
+            return;
+        }
+        let Some(attached) = self.attach(id) else {
+            return;
+        };
+        self.node_mut(id).state = State::Attaching {
+            left: attached.writes().into(),
+            attached,
+        };
+        let us = self.rng.between(200, 2000);
+        self.after_us(us, Occurrence::Attach(Process { node: id, run }));
+    }
+
+    /// Reads the metadata of the node's disk.
+    fn attach(&mut self, id: NodeId) -> Option<Box<dyn Attached>> {
         let mut rng = self.rng.fork();
         let expected = Expected {
             cluster: self.cluster,
@@ -20,21 +39,14 @@ impl World {
         };
         let factory = Rc::clone(&self.factory);
         let now = self.clock(id);
-        if self.node(id).witness {
-            self.node_mut(id).run = run;
-            self.node_mut(id).state = State::Running;
-            self.begin_control(id);
-            return;
-        }
         let node = self.node_mut(id);
-        node.run = run;
         node.settle(&mut rng);
         let volumes: Vec<&Volume> = node.volumes.iter().collect();
         let attached = match factory.attach(&volumes, &expected, now) {
             Ok(attached) => attached,
             Err(lost) => {
                 self.identity_lost(id, &lost);
-                return;
+                return None;
             }
         };
         let member = attached.member();
@@ -42,7 +54,7 @@ impl World {
         if member.disk != node.disk {
             let what = format!("node {id} attached {member:?}, its disk is {:?}", node.disk);
             self.broken(Rule::Intact, what);
-            return;
+            return None;
         }
         if node.lost.is_some_and(|lost| member.incarnation <= lost)
             || member.incarnation < node.incarnation
@@ -52,19 +64,27 @@ impl World {
                 member.incarnation, node.lost, node.incarnation
             );
             self.broken(Rule::Eligible, what);
-            return;
+            return None;
         }
-        node.state = State::Attaching {
-            left: attached.writes().into(),
-            attached,
-        };
         self.say(|| format!("{id:?} attaches as {member:?}"));
-        let us = self.rng.between(200, 2000);
-        self.after_us(us, Occurrence::Attach(Process { node: id, run }));
+        Some(attached)
+    }
+
+    /// A process that runs without a replica takes one up.
+    pub(crate) fn take_up(&mut self, id: NodeId) {
+        let Some(attached) = self.attach(id) else {
+            return;
+        };
+        let node = self.node_mut(id);
+        for (volume, offset, data) in attached.writes() {
+            if let Some(store) = node.volumes.get_mut(volume.index()) {
+                store.meta.write(offset, &data);
+            }
+        }
+        self.run_replica(id, attached);
     }
 
     pub(super) fn attach_step(&mut self, process: Process) {
-        let now = self.clock(process.node);
         let node = self.node_mut(process.node);
         if node.run != process.run {
             return;
@@ -85,20 +105,7 @@ impl World {
             return;
         };
         let member = attached.member();
-        let core = attached.start(now);
-        node.incarnation = member.incarnation;
-        node.meta_damage = 0;
-        node.meta_rots = 0;
-        node.core = Some(core);
-        node.clean = false;
-        self.say(|| format!("{:?} runs", process.node));
-        self.rearm(process.node);
-        if let Some(follow) = self.config.follow {
-            let session = self.rng.draw();
-            let errors = follow.errors;
-            let access = Access::Follow { session, errors };
-            self.feed(process.node, Event::Access(access));
-        }
+        self.run_replica(process.node, attached);
         if self.is_whole() {
             self.begin_control(process.node);
             return;
@@ -107,6 +114,25 @@ impl World {
         self.after_us(us, Occurrence::Declare(member));
         let record = Box::new(self.store.record().clone());
         self.after_us(us + 200, Occurrence::Record(process.node, record));
+    }
+
+    fn run_replica(&mut self, id: NodeId, attached: Box<dyn Attached>) {
+        let member = attached.member();
+        let core = attached.start(self.clock(id));
+        let node = self.node_mut(id);
+        node.incarnation = member.incarnation;
+        node.meta_damage = 0;
+        node.meta_rots = 0;
+        node.core = Some(core);
+        node.clean = false;
+        self.say(|| format!("{id:?} runs"));
+        self.rearm(id);
+        if self.config.follow {
+            let session = self.rng.draw();
+            let errors = self.config.settings.no_quorum_errors;
+            let access = Access::Follow { session, errors };
+            self.feed(id, Event::Access(access));
+        }
     }
 
     /// The node's process dies.
@@ -157,7 +183,7 @@ impl World {
         self.start_process(id);
     }
 
-    pub(super) fn end_conns(&mut self, process: Process, told: bool) {
+    pub(crate) fn end_conns(&mut self, process: Process, told: bool) {
         let ends: Vec<(u64, End)> = self
             .net
             .conns()

@@ -14,12 +14,7 @@ impl World {
                 if !node.is_running() || self.store_cut[i] || skipped {
                     continue;
                 }
-                let member = Member {
-                    node: node.id,
-                    disk: node.disk,
-                    incarnation: node.incarnation,
-                };
-                let id = node.id;
+                let (id, member) = (node.id, node.member());
                 self.store.declare(member);
                 let stale = self
                     .node(id)

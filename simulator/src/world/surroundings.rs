@@ -122,7 +122,7 @@ impl World {
         {
             return;
         }
-        let up = self.node(peer).is_running() && self.net.joined(process.node, peer);
+        let up = self.node(peer).core.is_some() && self.net.joined(process.node, peer);
         let event = if up && !self.faults.dial_fails(&mut self.rng) {
             let acceptor = self.node(peer).process();
             let conn = replicator::core::api::ConnId(self.net.connect(process, acceptor));

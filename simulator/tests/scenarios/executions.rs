@@ -74,13 +74,10 @@ fn bits_are_handed_over_at_the_admit() {
     s.read(2, block(10));
 }
 
-#[test]
-fn undecided_admit_counts_until_it_is_decided() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write(0, block(10));
+/// 1 lacks a block and gets it; the proposal to admit it is on its way for a long time.
+fn an_admit_is_on_its_way() -> Stage {
+    let mut s = Stage::behind(1);
     s.mend(0, 1);
-    // The proposal is on its way for a long time.
     s.world.faults.store_late = 100;
     s.wait("an admit is proposed", |w| {
         w.pending().iter().any(|(_, _, what)| {
@@ -89,6 +86,12 @@ fn undecided_admit_counts_until_it_is_decided() {
         })
     });
     s.world.faults.store_late = 0;
+    s
+}
+
+#[test]
+fn undecided_admit_counts_until_it_is_decided() {
+    let mut s = an_admit_is_on_its_way();
     s.cut(0, 1);
     let id = s.begin_write(0, block(12));
     s.pass(30);
@@ -103,18 +106,7 @@ fn undecided_admit_counts_until_it_is_decided() {
 
 #[test]
 fn a_late_admit_of_a_dead_process_lets_nobody_in_without_a_write() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write(0, block(10));
-    s.mend(0, 1);
-    s.world.faults.store_late = 100;
-    s.wait("an admit is proposed", |w| {
-        w.pending().iter().any(|(_, _, what)| {
-            matches!(what, simulator::world::Occurrence::Propose(_, _, change)
-                if matches!(**change, vocabulary::Change::Admit { .. }))
-        })
-    });
-    s.world.faults.store_late = 0;
+    let mut s = an_admit_is_on_its_way();
     s.kill(0);
     s.cut(0, 1);
     s.start(0);
@@ -133,17 +125,9 @@ fn a_late_admit_of_a_dead_process_lets_nobody_in_without_a_write() {
 #[test]
 fn a_bit_is_not_cleared_by_an_older_version() {
     for us in 0..40u64 {
-        let mut s = Stage::new(2);
-        s.evict(0, 1);
-        s.write(0, block(10));
+        let mut s = Stage::behind(1);
         s.mend(0, 1);
-        s.wait("a resync", |w| {
-            w.notices
-                .iter()
-                .rev()
-                .take(3)
-                .any(|(_, n)| matches!(n, Notice::ResyncStarted { .. }))
-        });
+        s.wait_for_resync();
         // The copy is on its way; the next version's message is lost.
         let until = vocabulary::Time(s.world.now.0 + us * 50_000);
         while s.world.step(until) {}
@@ -223,16 +207,9 @@ fn force_takes_one_replicas_bytes_for_the_truth() {
     s.kill(0);
     assert_eq!(s.command(1, Command::Force), Ok(()));
     s.wait("serving", |w| w.serving() == Some(node(1)));
-    let peers = s
-        .world
-        .node(node(1))
-        .core
-        .as_ref()
-        .map(|c| c.status(s.world.now).peers);
-    let left = peers.and_then(|p| {
-        p.first()
-            .map(|p| (p.disk_state, p.out_of_sync_bytes.clone()))
-    });
+    let peers = s.status(1).map(|status| status.peers).unwrap_or_default();
+    let left = peers.first();
+    let left = left.map(|p| (p.disk_state, p.out_of_sync_bytes.clone()));
     assert_eq!(left, Some((DiskState::Unknown, vec![2 * EXTENT_BYTES])));
     s.mend(0, 1);
     s.start(0);

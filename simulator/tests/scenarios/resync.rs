@@ -5,11 +5,7 @@ use super::*;
 
 #[test]
 fn resync_copies_exactly_what_was_missed() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 3);
-    s.flush(0);
-    s.forget_notices();
+    let mut s = Stage::behind(3);
     s.mend(0, 1);
     s.rest();
     assert_eq!(s.resynced(1), (3 * BLOCK, 3 * BLOCK));
@@ -17,41 +13,24 @@ fn resync_copies_exactly_what_was_missed() {
 }
 
 #[test]
-fn resync_chain() {
-    let mut s = Stage::new(3);
-    s.evict(0, 2);
-    s.write_blocks(0, 10, 2);
-    s.flush(0);
-    s.pass(500);
-    s.evict(0, 1);
-    s.write_blocks(0, 100, 3);
-    s.flush(0);
-    s.forget_notices();
-    s.mend(0, 1);
-    s.wait_in(1);
-    s.mend(0, 2);
-    s.rest();
-    assert_eq!(s.resynced(1), (3 * BLOCK, 3 * BLOCK));
-    assert_eq!(s.resynced(2), (5 * BLOCK, 5 * BLOCK));
-}
-
-#[test]
-fn resync_reverse() {
-    let mut s = Stage::new(3);
-    s.evict(0, 2);
-    s.write_blocks(0, 10, 2);
-    s.flush(0);
-    s.pass(500);
-    s.evict(0, 1);
-    s.write_blocks(0, 100, 3);
-    s.flush(0);
-    s.forget_notices();
-    s.mend(0, 2);
-    s.wait_in(2);
-    s.mend(0, 1);
-    s.rest();
-    assert_eq!(s.resynced(1), (3 * BLOCK, 3 * BLOCK));
-    assert_eq!(s.resynced(2), (5 * BLOCK, 5 * BLOCK));
+fn resync_chain_and_reverse() {
+    for (first, second) in [(1, 2), (2, 1)] {
+        let mut s = Stage::new(3);
+        s.evict(0, 2);
+        s.write_blocks(0, 10, 2);
+        s.flush(0);
+        s.pass(500);
+        s.evict(0, 1);
+        s.write_blocks(0, 100, 3);
+        s.flush(0);
+        s.forget_notices();
+        s.mend(0, first);
+        s.wait_in(first);
+        s.mend(0, second);
+        s.rest();
+        assert_eq!(s.resynced(1), (3 * BLOCK, 3 * BLOCK));
+        assert_eq!(s.resynced(2), (5 * BLOCK, 5 * BLOCK));
+    }
 }
 
 #[test]
@@ -89,9 +68,7 @@ fn checksum_resync_sends_nothing_that_is_equal() {
 
 #[test]
 fn resync_finish_last_message_lost() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 8);
+    let mut s = Stage::behind(8);
     s.mend(0, 1);
     s.wait_in(1);
     // Neither knows yet that it is decided.
@@ -129,9 +106,7 @@ fn resync_interrupt_variants() {
         },
     ];
     for (which, interrupt) in interrupts.into_iter().enumerate() {
-        let mut s = Stage::new(2);
-        s.evict(0, 1);
-        s.write_blocks(0, 10, 60);
+        let mut s = Stage::behind(60);
         s.mend(0, 1);
         s.wait("half of it", |w| {
             let disk = |n: u8, at| w.node(node(n)).volumes[0].data.block(at).to_vec();
@@ -146,10 +121,7 @@ fn resync_interrupt_variants() {
 
 #[test]
 fn resync_multiple_interrupt_gets_on_every_time() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 60);
-    s.flush(0);
+    let mut s = Stage::behind(60);
     s.mend(0, 1);
     for _ in 0..5 {
         s.pass(20);
@@ -164,9 +136,7 @@ fn resync_multiple_interrupt_gets_on_every_time() {
 
 #[test]
 fn write_during_resync_does_not_deadlock() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 60);
+    let mut s = Stage::behind(60);
     s.mend(0, 1);
     for round in 0..200 {
         s.begin_write(
@@ -180,9 +150,7 @@ fn write_during_resync_does_not_deadlock() {
 
 #[test]
 fn busy_resync_start() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 4);
+    let mut s = Stage::behind(4);
     s.health(0).slower = 100;
     for at in 0..20 {
         s.begin_write(0, block(10 + at % 8));
@@ -196,17 +164,9 @@ fn busy_resync_start() {
 #[test]
 fn resync_write_to_an_outdated_replica_arrives() {
     // While it is copied to, it is sent live writes as well.
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 60);
-    s.flush(0);
-    s.forget_notices();
+    let mut s = Stage::behind(60);
     s.mend(0, 1);
-    s.wait("a resync", |w| {
-        w.notices
-            .iter()
-            .any(|(_, n)| matches!(n, Notice::ResyncStarted { .. }))
-    });
+    s.wait_for_resync();
     s.write(0, block(1000));
     s.rest();
     assert!(s.same(0, 1, 1000) && !s.is_blank(1, 1000));
@@ -295,9 +255,7 @@ fn resync_between_targets_of_different_age() {
 
 #[test]
 fn resync_target_promote_is_refused() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 20);
+    let mut s = Stage::behind(20);
     s.kill(0);
     let promotion = s.world.promotion(node(1), NodeSet::EMPTY);
     let refused = s.command(1, promotion);

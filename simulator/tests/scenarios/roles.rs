@@ -16,6 +16,39 @@ fn switch_primaries() {
 }
 
 #[test]
+fn a_demotion_goes_on_when_the_replicas_are_others_meanwhile() {
+    let mut s = Stage::new(3);
+    s.world.store.up = false;
+    let demotion = s.world.command(node(0), Command::Demote { to: None });
+    s.pass(50);
+    s.configure(&[0, 1]);
+    s.world.store.up = true;
+    s.wait("demoted", |w| w.operator.answers.contains_key(&demotion));
+    assert_eq!(s.world.operator.answers[&demotion], Ok(()));
+    s.promote(1);
+    s.rest();
+}
+
+/// It waits for a member that it may not leave out, whose window it does not know yet.
+#[test]
+fn a_primary_that_still_gathers_demotes_and_settles_nothing() {
+    let mut s = Stage::of(2, EXTENT_BYTES, |config| config.min_redundancy = 2);
+    s.health(0).stuck = true;
+    s.begin_write(0, block(10));
+    s.pass(5);
+    s.kill(0);
+    s.mend_disk(0);
+    let promotion = s.world.promotion(node(1), NodeSet::EMPTY);
+    assert_eq!(s.command(1, promotion), Ok(()));
+    // Its promise is on disk.
+    s.pass(100);
+    assert_eq!(s.command(1, Command::Demote { to: None }), Ok(()));
+    s.start(0);
+    s.promote(1);
+    s.rest();
+}
+
+#[test]
 fn concurrent_promotions_have_one_winner() {
     let mut s = Stage::new(3);
     assert_eq!(s.command(0, Command::Demote { to: None }), Ok(()));

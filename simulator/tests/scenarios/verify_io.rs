@@ -32,16 +32,16 @@ fn verify_finds_exactly_the_planted_differences() {
     s.rest();
 }
 
+fn begin_verify(s: &mut Stage) -> u64 {
+    let (node, repair) = (None, false);
+    s.world
+        .command(simulator::stage::node(0), Command::Verify { node, repair })
+}
+
 #[test]
 fn verify_ends_under_writes_and_finds_nothing() {
     let mut s = Stage::new(2);
-    let id = s.world.command(
-        node(0),
-        Command::Verify {
-            node: None,
-            repair: false,
-        },
-    );
+    let id = begin_verify(&mut s);
     for at in 0..100 {
         s.begin_write(0, block(at % 7));
         s.pass(1);
@@ -54,13 +54,7 @@ fn verify_ends_under_writes_and_finds_nothing() {
 #[test]
 fn verify_target_becomes_inconsistent_and_verify_ends() {
     let mut s = Stage::new(2);
-    let id = s.world.command(
-        node(0),
-        Command::Verify {
-            node: None,
-            repair: false,
-        },
-    );
+    let id = begin_verify(&mut s);
     s.pass(5);
     s.power_off(1);
     s.wait("an end", |w| w.operator.answers.contains_key(&id));
@@ -150,13 +144,10 @@ fn suspend_resume_io() {
     let id = s.begin_write(0, block(10));
     s.pass(3000);
     assert!(s.is_open(id));
-    let status = s
-        .world
-        .node(node(0))
-        .core
-        .as_ref()
-        .map(|c| c.status(s.world.now));
-    assert_eq!(status.map(|s| s.waiting_for), Some(NodeSet::only(node(1))));
+    assert_eq!(
+        s.status(0).map(|s| s.waiting_for),
+        Some(NodeSet::only(node(1)))
+    );
     assert!(s.noticed(|n| matches!(n, Notice::Suspended { .. })));
     s.mend(0, 1);
     s.wait("resumed", |w| !w.clients.pending.contains_key(&id));
@@ -194,11 +185,7 @@ fn stress_al_survives_a_crash_with_what_was_written_lately() {
 
 #[test]
 fn resize_while_a_peer_is_away() {
-    let mut s = Stage::new(2);
-    s.evict(0, 1);
-    s.write_blocks(0, 10, 2);
-    s.flush(0);
-    s.forget_notices();
+    let mut s = Stage::behind(2);
     let size_bytes = 3 * EXTENT_BYTES;
     let volume = VolumeId(0);
     assert_eq!(s.command(0, Command::Resize { volume, size_bytes }), Ok(()));

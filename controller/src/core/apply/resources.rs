@@ -5,6 +5,7 @@ use crate::core::command::{MAX_VOLUME_BYTES, Refused};
 use crate::core::document::{
     Backing, Document, MAX_REPLICAS, MAX_RESOURCES, MAX_VOLUMES, Policy, Replica, Report, Resource,
 };
+use crate::core::mutation::{Mutation, mutated};
 use vocabulary::{
     BLOCK_BYTES, Change, DiskId, Epoch, Generation, Member, NodeId, NodeSet, Record, Refusal,
     ResourceId,
@@ -322,7 +323,11 @@ impl Resource {
     fn configure(&mut self) {
         let replicas: NodeSet = self.replicas.iter().map(|replica| replica.node).collect();
         if let Some(record) = &self.record {
-            self.record = Some(record.configured(replicas, self.min_redundancy));
+            let mut next = record.configured(replicas, self.min_redundancy);
+            if mutated(Mutation::RemovedStaysInSync) {
+                next.in_sync.clone_from(&record.in_sync);
+            }
+            self.record = Some(next);
         }
     }
 }

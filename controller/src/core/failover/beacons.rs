@@ -83,7 +83,8 @@ impl Failover {
                     peer.faulty = faulty.into_iter().collect();
                 }
                 // One of the two has not heard yet of another length.
-                let agreed = u64::from(lease_ms) == self.settings.lease_ms;
+                let agreed = u64::from(lease_ms) == self.settings.lease_ms
+                    || mutated(Mutation::UnequalLeaseGranted);
                 let granted = leases
                     .into_iter()
                     .filter(|&lease| agreed && self.grant(now, from, lease))

@@ -80,7 +80,10 @@ impl<P: Payload> Local<P> {
         ranges: &[VolumeRange],
     ) {
         let Some(disk) = disk else {
-            return self.unbind(step, node);
+            if !mutated(Mutation::HandOverKeepsOldBits) {
+                self.unbind(step, node);
+            }
+            return;
         };
         if self.bound_disk(node) != Some(disk) {
             // All that the primary knows follows; this replica is not a member before it is stored.

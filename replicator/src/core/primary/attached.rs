@@ -116,9 +116,6 @@ impl<P: Payload> Primary<P> {
         forwarded: Forwarded<P>,
     ) {
         let now = cx.now();
-        let Some(attachment) = self.attached.iter_mut().find(|a| a.conn == conn) else {
-            return;
-        };
         let Forwarded {
             number,
             released,
@@ -129,9 +126,12 @@ impl<P: Payload> Primary<P> {
         let (range, long) = match &request {
             ClientRequest::Read { range } | ClientRequest::Write { range, .. } => (*range, false),
             ClientRequest::Zero { range, .. } => {
-                (*range, first_piece(*range, range.offset) != *range)
+                (*range, self.piece_of(*range, range.offset) != *range)
             }
             ClientRequest::Flush => (ByteRange::between(0, 0), false),
+        };
+        let Some(attachment) = self.attached.iter_mut().find(|a| a.conn == conn) else {
+            return;
         };
         let beyond = |size: &u64| range.end() > *size;
         let unknown = ahead && cx.record.sizes.get(volume.index()).is_none_or(beyond);

@@ -421,6 +421,10 @@ impl<P: Payload> Primary<P> {
         if self.demotion.is_some() {
             return Some(Err(CommandError::Busy));
         }
+        let gathering = self.stage == Stage::Gathering;
+        if self.stage == Stage::Promising || gathering && self.proposal.is_some() {
+            return Some(Err(CommandError::Busy));
+        }
         if let Some(node) = to.filter(|&node| cx.record.member(node).is_none()) {
             return Some(Err(Refusal::NotEligible { node }.into()));
         }
@@ -429,11 +433,17 @@ impl<P: Payload> Primary<P> {
             deadline: cx.now().plus_ms(self.settings.command_timeout_ms),
             to,
         });
-        self.stage = Stage::Draining;
         // What was never started needs no drain.
         for key in std::mem::take(&mut self.gated) {
             self.reply(cx, key, Err(ClientError::Shutdown));
         }
+        if gathering {
+            // Nothing was served, and what is in doubt stays so: the next primary's business.
+            self.stage = Stage::Demoting;
+            self.propose_demotion(cx);
+            return None;
+        }
+        self.stage = Stage::Draining;
         self.want_flush();
         self.check_drained(cx);
         None

@@ -24,7 +24,7 @@ use super::api::{
 use super::block_set::BlockSet;
 use super::forward::{Owner, Returned};
 use super::local::{Done, Local};
-use super::message::{ClientMark, Message, Seq, VolumeRange, WriteKind, ZERO_PIECE_BYTES};
+use super::message::{ClientMark, Message, Seq, VolumeRange, WriteKind};
 use super::mutation::{Mutation, mutated};
 use super::range_lock::{Mode, RangeLock};
 use super::sessions::Applied;
@@ -505,12 +505,6 @@ fn is_complete(acked: NodeSet, required: NodeSet, counting: NodeSet, node: NodeI
         return acked.contains(node);
     }
     required.is_subset_of(acked.intersection(counting))
-}
-
-fn first_piece(range: ByteRange, from: u64) -> ByteRange {
-    // Pieces end at multiples of their length, so that extents are touched once.
-    let end = (from / ZERO_PIECE_BYTES + 1) * ZERO_PIECE_BYTES;
-    ByteRange::between(from, end.min(range.end()))
 }
 
 fn client_error(error: Option<DiskError>) -> ClientError {

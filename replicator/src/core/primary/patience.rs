@@ -34,7 +34,7 @@ impl<P: Payload> Primary<P> {
             .map(|(key, _)| key)
             .collect();
         for key in late {
-            self.refusing = true;
+            self.refusing = !mutated(Mutation::GivenUpNotAwaited);
             self.give_up(cx, key);
         }
     }

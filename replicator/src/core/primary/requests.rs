@@ -37,7 +37,7 @@ impl<P: Payload> Primary<P> {
         });
         let nothing = range.is_empty() && !matches!(body, Body::Flush);
         let piece = match body {
-            Body::Zero { .. } => first_piece(range, range.offset),
+            Body::Zero { .. } => self.piece_of(range, range.offset),
             _ => range,
         };
         let request = Request {
@@ -56,6 +56,14 @@ impl<P: Payload> Primary<P> {
                 self.admit_request(cx, key);
             }
         }
+    }
+
+    /// The first piece, from an offset on, of a write of zeroes. Pieces end at multiples of their length,
+    /// so that extents are touched once.
+    pub(super) fn piece_of(&self, range: ByteRange, from: u64) -> ByteRange {
+        let piece = self.settings.zero_piece_bytes;
+        let end = (from / piece + 1) * piece;
+        ByteRange::between(from, end.min(range.end()))
     }
 
     /// What clients get when this node's disk has failed. With follow access another primary answers.
@@ -249,8 +257,9 @@ impl<P: Payload> Primary<P> {
         };
         if matches!(request.body, Body::Zero { .. }) && request.piece.end() < request.at.range.end()
         {
-            request.piece = first_piece(request.at.range, request.piece.end());
+            let (range, from) = (request.at.range, request.piece.end());
             request.started = false;
+            self.requests[key].piece = self.piece_of(range, from);
             self.admit_request(cx, key);
             return;
         }

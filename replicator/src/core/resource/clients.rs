@@ -1,6 +1,5 @@
 //! Clients' requests: to this node's own primary, or kept for the one elsewhere.
 
-use super::super::forward::is_one_piece;
 use super::*;
 use crate::core::api::ClientError;
 
@@ -35,7 +34,7 @@ impl<P: Payload> Resource<P> {
             let one_write = match &request {
                 ClientRequest::Read { .. } | ClientRequest::Flush => false,
                 ClientRequest::Write { .. } => true,
-                ClientRequest::Zero { range, .. } => is_one_piece(*range),
+                ClientRequest::Zero { range, .. } => self.forwarder.is_one_piece(*range),
             };
             let plain = matches!(request, ClientRequest::Read { .. } | ClientRequest::Flush);
             // In the order of arrival, where others are kept.

@@ -51,7 +51,7 @@ impl<P: Payload> Resource<P> {
             secondary.end_session(step, &mut self.local);
         }
         for node in self.local.bound_nodes() {
-            if !record.replicas.contains(node) {
+            if !record.replicas.contains(node) && !mutated(Mutation::RemovedKeepsItsBits) {
                 // No replica any more: should it become one again it lacks everything.
                 self.local.mark_all(step, node);
             }

@@ -2,6 +2,7 @@
 //! primary that may not answer, and where replicas are.
 
 use super::super::api::Terms;
+use super::super::message::ZERO_PIECE_BYTES;
 use super::*;
 
 const LIMIT_MS: u64 = 1_000;
@@ -54,28 +55,40 @@ fn requests_that_may_not_be_answered_end_with_errors_if_the_terms_say_so() {
 fn what_was_given_up_does_not_come_back_over_a_later_write() {
     let mut c = needs_both(true);
     c.kill(1);
-    let given_up = c.write(0, 0, 1, 4096);
+    // Two pieces: the second one is not begun before all have the first one.
+    let second = ZERO_PIECE_BYTES;
+    let range = ByteRange::new(second - 4096, 8192).unwrap();
+    let (hole, fua) = (false, false);
+    let given_up = c.request(
+        0,
+        ClientRequest::Zero {
+            range,
+            hole,
+            fua,
+            fast: false,
+        },
+    );
     // Waits for the range behind it.
-    let behind = c.write(0, 0, 2, 4096);
+    let behind = c.write(0, second - 4096, 2, 4096);
     c.run_ms(limit_ms() + LIMIT_MS);
     for id in [given_up, behind] {
         assert!(matches!(c.replies[&id], Err(ClientError::Io)));
     }
+    let mut last = c.write(0, second, 9, 4096);
     c.start(1);
     // Whenever a new write is taken, the old ones are done.
-    let mut written = None;
     for _ in 0..1000 {
-        c.run_ms(10);
-        let id = c.write(0, 0, 9, 4096);
-        c.run_ms(100);
-        if c.ok(id) {
-            written = Some(id);
+        c.run_ms(110);
+        if c.ok(last) {
             break;
         }
+        if c.replies.contains_key(&last) {
+            last = c.write(0, second, 9, 4096);
+        }
     }
-    assert!(written.is_some(), "it takes requests again by itself");
+    assert!(c.ok(last), "it takes requests again by itself");
     c.run_ms(3_000);
-    assert_eq!((c.byte(0, 0), c.byte(1, 0)), (9, 9));
+    assert_eq!((c.byte(0, second), c.byte(1, second)), (9, 9));
 }
 
 #[test]
@@ -144,21 +157,23 @@ fn a_member_that_was_away_meanwhile_does_not_know_better() {
     c.kill(1);
     c.run_ms(3_000);
     configure(&mut c, &[0, 1]);
+    // Its store holds something of its own, of which a copy to 1 tells nothing.
+    c.nodes[2].data.write(20 << 20, &[7; 4096]);
     let w = c.write(0, 0, 2, 4096);
     c.run_ms(1_000);
     assert!(c.ok(w));
+    c.kill(2);
     configure(&mut c, &[0, 1, 2]);
     // It saw neither change, and its bits for the third replica are from before.
     c.start(1);
-    c.mute = vec![2];
     c.run_ms(5_000);
     assert_eq!(c.in_sync(), [0, 1]);
     c.kill(0);
     c.promote(1);
-    c.mute.clear();
+    c.start(2);
     c.run_ms(10_000);
     assert_eq!(c.in_sync(), [1, 2]);
-    assert_eq!(c.byte(2, 0), 2);
+    assert_eq!((c.byte(2, 0), c.byte(2, 20 << 20)), (2, 0));
 }
 
 #[test]
@@ -177,4 +192,31 @@ fn a_replica_on_its_way_in_may_be_removed() {
     c.run_ms(2_000);
     assert!(c.ok(w));
     assert_eq!(c.in_sync(), [0, 1]);
+}
+
+/// Each of these promises is kept by what its fault takes away.
+#[cfg(feature = "mutations")]
+#[test]
+fn what_keeps_these_promises_is_missed() {
+    use super::super::mutation::{Mutation, activate};
+    let tests: [(Mutation, fn()); 3] = [
+        (
+            Mutation::GivenUpNotAwaited,
+            what_was_given_up_does_not_come_back_over_a_later_write,
+        ),
+        (
+            Mutation::HandOverKeepsOldBits,
+            a_member_that_was_away_meanwhile_does_not_know_better,
+        ),
+        (
+            Mutation::RemovedKeepsItsBits,
+            a_replica_that_was_removed_lacks_everything_when_it_is_added_again,
+        ),
+    ];
+    for (fault, test) in tests {
+        activate(Some(fault));
+        let result = std::panic::catch_unwind(test);
+        activate(None);
+        assert!(result.is_err(), "{fault:?}");
+    }
 }

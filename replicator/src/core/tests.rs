@@ -653,6 +653,33 @@ fn demote_drains_and_another_serves_what_was_written() {
 }
 
 #[test]
+fn a_primary_that_demotes_before_it_serves_leaves_what_is_in_doubt_to_the_next_one() {
+    let mut c = Cluster::new(2);
+    c.promote(0);
+    c.write(0, 0, 4, 4096);
+    for node in [0, 1] {
+        c.kill(node);
+    }
+    // As after a write that only one of them had begun.
+    c.nodes[1].data.write(0, &[5]);
+    for node in [0, 1] {
+        c.start(node);
+    }
+    c.word = false;
+    c.ask_promotion(0, NodeSet::EMPTY);
+    c.run_ms(500);
+    assert_eq!(c.status(0).role, Role::Starting);
+    let demote = c.command(0, Command::Demote { to: None });
+    c.run_ms(1000);
+    assert_eq!(c.commands.get(&demote), Some(&Ok(())));
+    assert_eq!(c.record.primary, None);
+    c.word = true;
+    c.promote(1);
+    c.run_ms(1000);
+    assert_eq!((c.byte(0, 0), c.byte(1, 0)), (5, 5));
+}
+
+#[test]
 fn a_failed_secondary_disk_is_evicted_and_a_failed_primary_disk_abdicates() {
     let mut c = Cluster::new(3);
     c.promote(0);

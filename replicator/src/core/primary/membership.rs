@@ -429,13 +429,22 @@ impl<P: Payload> Primary<P> {
             deadline: cx.now().plus_ms(self.settings.command_timeout_ms),
             to,
         });
-        self.stage = Stage::Draining;
+        let served = !matches!(self.stage, Stage::Promising | Stage::Gathering);
+        self.stage = if served {
+            Stage::Draining
+        } else {
+            Stage::Demoting
+        };
         // What was never started needs no drain.
         for key in std::mem::take(&mut self.gated) {
             self.reply(cx, key, Err(ClientError::Shutdown));
         }
-        self.want_flush();
-        self.check_drained(cx);
+        if served {
+            self.want_flush();
+            self.check_drained(cx);
+        }
+        // Otherwise where replicas may differ is not settled, and a flush would forget it: their windows
+        // stay as they are, for the next primary (RULES 8). `check_membership` proposes.
         None
     }
 

@@ -403,11 +403,9 @@ impl Resources {
                 (id, replica.name.clone(), apart)
             })
             .collect();
-        let mut view = LocalView::default();
         let document = self.store.document();
-        let clients = timeout(STATUS_LIMIT, self.plane.clients()).await;
-        let clients = clients.ok().and_then(Result::ok).unwrap_or_default();
-        let names = Names::of(&clients);
+        let mut clients = self.plane.clients();
+        let mut found = Vec::new();
         for (id, name, apart) in replicas {
             let mut local = match apart {
                 Some(apart) => apart,
@@ -420,6 +418,13 @@ impl Resources {
             if let (Some(document), Some(waiting)) = (&document, self.failover.waiting(id).await) {
                 local.reason = Some(reason(&waiting, document));
             }
+            found.push((id, name, local));
+        }
+        // Asked before the states, so answered before them.
+        let clients = clients.try_recv().unwrap_or_default();
+        let names = Names::of(&clients);
+        let mut view = LocalView::default();
+        for (id, name, mut local) in found {
             let own = clients.iter().filter(|client| client.target.resource == id);
             local.clients = own
                 .map(|client| LocalClient {

@@ -42,7 +42,12 @@ fn a_primary_that_still_gathers_demotes_and_settles_nothing() {
     assert_eq!(s.command(1, promotion), Ok(()));
     // Its promise is on disk.
     s.pass(100);
-    assert_eq!(s.command(1, Command::Demote { to: None }), Ok(()));
+    s.world.store.up = false;
+    // For longer than anything is left without a flush.
+    let undecided = Err(CommandError::Undecided);
+    assert_eq!(s.command(1, Command::Demote { to: None }), undecided);
+    s.world.store.up = true;
+    s.wait("demoted", |w| w.record().primary.is_none());
     s.start(0);
     s.promote(1);
     s.rest();

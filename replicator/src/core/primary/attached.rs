@@ -351,7 +351,7 @@ impl<P: Payload> Primary<P> {
     }
 
     pub(super) fn tell_settled_to(&mut self, cx: &mut Cx<'_, '_, P>, node: NodeId) {
-        let serving = !matches!(self.stage, Stage::Promising | Stage::Gathering);
+        let serving = matches!(self.stage, Stage::Serving | Stage::Draining);
         if let Some(peer) = self.peers.get_mut(&node)
             && serving
             && !self.reconciling

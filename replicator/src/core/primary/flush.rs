@@ -260,7 +260,8 @@ impl<P: Payload> Primary<P> {
                 .values()
                 .any(|p| p.sync.as_ref().is_some_and(Sync::has_unstable));
         let old_enough = cx.now().ms_since(self.flushes.last) >= self.settings.window_age_ms;
-        if holds && old_enough && self.stage != Stage::Promising && self.stage != Stage::Gathering {
+        // One that demotes has drained, or never served: then a flush would forget where members may differ.
+        if holds && old_enough && matches!(self.stage, Stage::Serving | Stage::Draining) {
             self.want_flush();
         }
         self.check_flush(cx);

@@ -421,10 +421,6 @@ impl<P: Payload> Primary<P> {
         if self.demotion.is_some() {
             return Some(Err(CommandError::Busy));
         }
-        let gathering = self.stage == Stage::Gathering;
-        if self.stage == Stage::Promising || gathering && self.proposal.is_some() {
-            return Some(Err(CommandError::Busy));
-        }
         if let Some(node) = to.filter(|&node| cx.record.member(node).is_none()) {
             return Some(Err(Refusal::NotEligible { node }.into()));
         }
@@ -433,19 +429,22 @@ impl<P: Payload> Primary<P> {
             deadline: cx.now().plus_ms(self.settings.command_timeout_ms),
             to,
         });
+        let served = !matches!(self.stage, Stage::Promising | Stage::Gathering);
+        self.stage = if served {
+            Stage::Draining
+        } else {
+            Stage::Demoting
+        };
         // What was never started needs no drain.
         for key in std::mem::take(&mut self.gated) {
             self.reply(cx, key, Err(ClientError::Shutdown));
         }
-        if gathering {
-            // Nothing was served, and what is in doubt stays so: the next primary's business.
-            self.stage = Stage::Demoting;
-            self.propose_demotion(cx);
-            return None;
+        if served {
+            self.want_flush();
+            self.check_drained(cx);
         }
-        self.stage = Stage::Draining;
-        self.want_flush();
-        self.check_drained(cx);
+        // Otherwise where replicas may differ is not settled, and a flush would forget it: their windows
+        // stay as they are, for the next primary (RULES 8). `check_membership` proposes.
         None
     }
 

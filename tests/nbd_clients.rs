@@ -4,7 +4,7 @@
 mod common;
 
 use common::cluster::Cluster;
-use common::command::{client, output_within, text};
+use common::command::{client, output_within, said_by, text};
 use common::{SOON, wait_for};
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -17,13 +17,7 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(120);
 fn run(program: &str, arguments: &[&str]) -> String {
     let mut command = client(program);
     command.args(arguments);
-    let output = output_within(command, CLIENT_LIMIT);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        text(&output)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    said_by(command, CLIENT_LIMIT)
 }
 
 /// A script of `nbdsh`, with `h` connected to the URI.

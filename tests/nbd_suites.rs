@@ -5,7 +5,7 @@
 mod common;
 
 use common::cluster::Cluster;
-use common::command::{output_within, text};
+use common::command::{output_within, said_by, text};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -35,13 +35,7 @@ fn newer(program: &str, arguments: &[&str]) -> String {
     command.args(arguments);
     // Paths of the machine's own interpreters mean nothing there.
     command.env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin");
-    let output = output_within(command, CLIENT_LIMIT);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        text(&output)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    said_by(command, CLIENT_LIMIT)
 }
 
 #[test]

@@ -50,6 +50,14 @@ pub(crate) fn output_within(mut command: Command, limit: Duration) -> Output {
     output.unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
+/// What a command says on standard output; it must succeed, within `limit`.
+pub(crate) fn said_by(command: Command, limit: Duration) -> String {
+    let what = format!("{command:?}");
+    let output = output_within(command, limit);
+    assert!(output.status.success(), "{what}: {}", text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Both outputs of a command, for messages and for searching.
 pub(crate) fn text(output: &Output) -> String {
     format!(

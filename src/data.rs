@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::engine::Tell;
 use crate::nbd::tls::CurrentTls;
 use crate::nbd::{self, ExportTable};
-use crate::plane::{AttachRequest, Attached, Leader, NotHandedOver, Plane, PlaneEvent, StorePlace};
+use crate::plane::{
+    AttachRequest, Attached, Leader, NotHandedOver, Plane, PlaneEvent, StorePlace, no_majority,
+};
 use crate::secure::Credentials;
 use crate::taken::once_free;
 use anyhow::Context;
@@ -237,20 +239,6 @@ fn listen(
     nbd::listen::start(&config.file, handle, exports)
 }
 
-/// Ends when nothing can be recorded for want of a majority.
-async fn no_majority(mut leader: Leader) {
-    loop {
-        // Errors: the controller has ended.
-        if leader.wait_for(Option::is_none).await.is_err() {
-            return;
-        }
-        let found = timeout(NO_MAJORITY_LIMIT, leader.wait_for(Option::is_some));
-        if !matches!(found.await, Ok(Ok(_))) {
-            return;
-        }
-    }
-}
-
 impl Plane for DataPlane {
     fn attach(&self, request: AttachRequest) -> oneshot::Receiver<Result<Attached, String>> {
         let (answer, receiver) = oneshot::channel();
@@ -295,7 +283,7 @@ impl Plane for DataPlane {
                 let demoted = command(&handle, resource, Command::Demote { to: None });
                 let demoted = tokio::select! {
                     demoted = timeout(DEMOTE_LIMIT, demoted) => matches!(demoted, Ok(Ok(Ok(())))),
-                    () = no_majority(leader) => false,
+                    () = no_majority(leader, NO_MAJORITY_LIMIT) => false,
                 };
                 if !demoted {
                     tracing::warn!("a resource is closed without having been demoted");

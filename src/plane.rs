@@ -7,13 +7,29 @@ use replicator::core::api::{Command, CommandError, Notice};
 use replicator::core::status::Status;
 use replicator::runtime::client::OpenClient;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 use vocabulary::{
     Change, ClusterId, DiskId, Generation, Member, NodeId, Record, Refusal, ResourceId,
 };
 
 /// Who leads the configuration store, as it changes; `None` while a majority is missing.
 pub(crate) type Leader = watch::Receiver<Option<NodeId>>;
+
+/// Ends when there was no leader for so long: nothing can be recorded for want of a majority.
+pub(crate) async fn no_majority(mut leader: Leader, limit: Duration) {
+    loop {
+        // Errors: the controller has ended.
+        if leader.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
+        let found = timeout(limit, leader.wait_for(Option::is_some));
+        if !matches!(found.await, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
 
 /// Where a volume's store and its metadata lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,4 +134,28 @@ pub(crate) trait Plane: Send + Sync + std::fmt::Debug {
 
     /// The replica's state; a receiver that fails means that it is not attached.
     fn status(&self, resource: ResourceId) -> oneshot::Receiver<Status>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(20);
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_majority_is_missing_once_there_was_no_leader_for_a_while() {
+        let (tell, leader) = watch::channel(NodeId::new(1));
+        let led = timeout(SHORT, no_majority(leader.clone(), Duration::ZERO));
+        assert!(led.await.is_err(), "there is a leader");
+
+        tell.send_replace(None);
+        let not_led = timeout(LONG, no_majority(leader.clone(), SHORT));
+        assert!(not_led.await.is_ok(), "there was none for long");
+        let election = timeout(SHORT, no_majority(leader.clone(), LONG));
+        assert!(election.await.is_err(), "there was none for a moment");
+
+        drop(tell);
+        assert!(timeout(LONG, no_majority(leader, LONG)).await.is_ok());
+    }
 }
